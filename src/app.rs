@@ -300,6 +300,11 @@ pub fn facts(config: &Config) -> Result<Facts, Failure> {
     Ok(Facts {
         targets: targets.collect::<Result<_, Failure>>()?,
         apps: apps.map(|(name, app)| (name.clone(), app.limit)).collect(),
+        windows: config
+            .apps
+            .iter()
+            .filter_map(|(name, app)| Some((name.clone(), app.window.clone()?)))
+            .collect(),
     })
 }
 
@@ -389,6 +394,7 @@ fn context<S: Store>(
             let app = AppRuntime {
                 default_target: app.target.clone(),
                 limit: app.limit,
+                window: app.window.clone(),
                 retry: app.retry,
                 share: app.share,
                 fail_open: app.fail_open,

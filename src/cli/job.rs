@@ -367,6 +367,9 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
     if !job.tags.is_empty() {
         output::line(format!("tags           {}", job.tags.join(", ")))?;
     }
+    if let Some(window) = &job.window {
+        output::line(format!("sending hours  {window}"))?;
+    }
     if let Some(at) = job.progress_at_ms {
         output::line(format!("last progress  {}", rfc3339(at)))?;
     }

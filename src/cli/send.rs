@@ -119,6 +119,12 @@ pub(super) struct SendArgs {
     /// Send nothing after this RFC 3339 time
     #[arg(long, value_name = "TIME")]
     expires_at: Option<String>,
+    /// Send only within these hours of the day, such as 09:00-21:00
+    #[arg(long, value_name = "HOURS")]
+    window: Option<String>,
+    /// Time zone of the hours, such as Asia/Shanghai [default: UTC]
+    #[arg(long, value_name = "ZONE", requires = "window")]
+    timezone: Option<String>,
     /// Rate limit of this job alone, such as 500/s
     #[arg(long)]
     rate: Option<String>,

@@ -10,6 +10,7 @@ use super::reader::{Findings, Section};
 use super::sections::no_target;
 use super::{AppConfig, Config, GatewayAuth, MINUTE, SECOND, TargetConfig};
 use crate::domain::permissions::{AudienceKind, Permissions};
+use crate::domain::window::{NoWindow, Window};
 use crate::gateway::AppAccess;
 use crate::im::address::no_credentials;
 use crate::secret::Secret;
@@ -41,6 +42,23 @@ pub(super) fn read_permissions(
         findings.problem(section.key("audiences"), what);
     }
     permissions
+}
+
+/// `window` (none: always) and `timezone` (UTC).
+pub(super) fn read_window(section: &mut Section, findings: &mut Findings) -> Option<Window> {
+    let hours = section.optional_text("window", findings);
+    let zone = section.text("timezone", Window::ZONE, findings);
+    match Window::new(&hours?, &zone) {
+        Ok(window) => Some(window),
+        Err(wrong) => {
+            let key = match wrong {
+                NoWindow::Hours(_) => "window",
+                NoWindow::Zone(_) => "timezone",
+            };
+            findings.problem(section.key(key), wrong.to_string());
+            None
+        }
+    }
 }
 
 fn read_audiences(

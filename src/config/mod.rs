@@ -31,6 +31,7 @@ use crate::domain::notice::ReplyRules;
 use crate::domain::permissions::Permissions;
 use crate::domain::retry::{RetryChanges, RetryPolicy};
 use crate::domain::schedule::{RUNGS, duration_text};
+use crate::domain::window::Window;
 use crate::gateway::AppAccess;
 use crate::im::ingress::DropInEndpoint;
 use crate::secret::Secret;
@@ -152,6 +153,9 @@ pub struct AppConfig {
     pub target: Option<String>,
     /// `limit`: such as `"500/s"`, in recipients unless it says `per call`. Default none.
     pub limit: Option<Rate>,
+    /// `window`, `timezone`: the hours of the day in which its jobs are sent, such as
+    /// `"09:00-21:00"` in `"Asia/Shanghai"` (UTC). Default none: always.
+    pub window: Option<Window>,
     /// `[apps.NAME.retry]`: what differs from the retry policy of the target.
     pub retry: RetryChanges,
     /// `weight`: its share of the places of a target beside other apps. Default 1; 1 to 1000.

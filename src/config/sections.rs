@@ -153,6 +153,7 @@ fn read_apps(
         let app = AppConfig {
             target,
             limit: section.rate("limit", findings),
+            window: apps::read_window(&mut section, findings),
             retry: retry::changes(&mut section, retry, findings),
             share: AppRules {
                 weight: section.integer("weight", 1, 1..=1000, findings) as u32,

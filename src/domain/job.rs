@@ -79,6 +79,12 @@ pub struct JobDocument {
     /// RFC 3339 time after which nothing is sent; the remaining recipients end as `expired`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<String>,
+    /// Hours of the day in which it is sent, such as `09:00-21:00`, or `21:00-06:00` over midnight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<String>,
+    /// The IANA time zone of `window`, such as `Asia/Shanghai`; UTC if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<String>,
     /// A limit of this job alone, such as `500/s` or `500/s burst 50`, in recipients.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<String>,
@@ -134,6 +140,8 @@ impl JobDocument {
             priority: None,
             not_before: None,
             expires_at: None,
+            window: None,
+            timezone: None,
             rate: None,
             on_uncertain: None,
             mapping: None,

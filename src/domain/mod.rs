@@ -81,3 +81,5 @@ pub mod throttle;
 pub mod trace;
 pub mod trail;
 pub mod waking;
+/// Sending hours.
+pub mod window;

@@ -18,6 +18,7 @@ use super::message::{Content, MessageDocument, Options};
 use super::outcome::{Class, OnUncertain, Outcome, TargetAnswer};
 use super::parts::{self, Bounds};
 use super::placeholders::as_it_stands;
+use super::window::Window;
 
 /// Version of the slice format. A worker that meets a higher one leaves the slice to newer workers.
 pub const SLICE_VERSION: u32 = 2;
@@ -51,6 +52,9 @@ pub struct Head {
     pub not_before_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at_ms: Option<u64>,
+    /// The sending hours of the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
     /// The job's own limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,

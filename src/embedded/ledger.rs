@@ -371,6 +371,7 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
                 parts: submission.parts,
                 warnings: submission.warnings.clone(),
                 template: submission.template,
+                window: submission.window.clone(),
                 rate: submission.rate.clone(),
                 priority: Some(submission.priority),
                 not_before_ms: submission.not_before_ms,
@@ -557,6 +558,7 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError>
         // An entered job is one submission.
         submissions: if row.entered { 1 } else { row.submissions },
         shape: shape(&row),
+        window: row.window,
         rate: row.rate,
         priority: row.amended.priority.or(row.priority),
         not_before_ms: row.amended.not_before_ms.or(row.not_before_ms),

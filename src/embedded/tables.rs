@@ -475,6 +475,8 @@ pub(super) struct JobRow {
     pub(super) listed_at_ms: u64,
     pub(super) progress_at_ms: Option<u64>,
     pub(super) completed_at_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) window: Option<String>,
     #[serde(default)]
     pub(super) rate: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

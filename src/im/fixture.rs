@@ -45,6 +45,7 @@ pub(super) fn head() -> Head {
         not_before_ms: None,
         expires_at_ms: None,
         rate: None,
+        window: None,
         on_uncertain: None,
         callback_url: None,
         reply_to: None,

@@ -64,6 +64,9 @@ pub struct JobRecord {
     pub shape: Shape,
     /// Features that the target does not support and that the job goes on without.
     pub warnings: Vec<String>,
+    /// The sending hours of the job with their time zone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<String>,
     /// The job's own limit, as it was written; unknown once the record was rebuilt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<String>,

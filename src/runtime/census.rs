@@ -8,17 +8,18 @@
 //! [`REST_TIMES`] times as long as it took, so however many jobs are open, it takes a few percent
 //! of one connection and of one core.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::context::{Context, Parking};
+use super::context::{AppRuntime, Context, Parking};
 use crate::clock::now_ms;
 use crate::domain::directive::{Board, Kind};
 use crate::domain::lane::Priority;
+use crate::domain::window::Window;
 use crate::error::chain;
 use crate::metrics::{ClusterFigures, LedgerStep, OpenState, Waiting};
 use crate::ports::{Beat, Broker, JobRecord, JobState, LedgerError, Scope, Store};
@@ -77,6 +78,7 @@ impl<S: Store, T> Context<S, T> {
         let mut census = Census {
             board: &board,
             parked: &parked,
+            apps: &self.apps,
             now_ms: now_ms(),
             figures: self.zeros(&beats),
         };
@@ -117,6 +119,7 @@ fn counts(beats: &[Beat], process: u64) -> bool {
 struct Census<'a> {
     board: &'a Board,
     parked: &'a HashMap<String, Parking>,
+    apps: &'a BTreeMap<String, AppRuntime>,
     now_ms: u64,
     figures: ClusterFigures,
 }
@@ -156,13 +159,26 @@ impl Census<'_> {
         ];
         if subjects.into_iter().any(is_paused) {
             OpenState::Paused
-        } else if record.not_before_ms.is_some_and(|at| at > self.now_ms) {
+        } else if record.not_before_ms.is_some_and(|at| at > self.now_ms) || self.is_closed(record)
+        {
             OpenState::Scheduled
         } else if record.state == JobState::Accepted {
             OpenState::Accepted
         } else {
             OpenState::Running
         }
+    }
+
+    /// Whether it is outside the sending hours of the job or its app.
+    fn is_closed(&self, record: &JobRecord) -> bool {
+        let of_job = record.window.as_deref().and_then(|it| it.parse().ok());
+        let of_app = self
+            .apps
+            .get(&record.app)
+            .and_then(|app| app.window.clone());
+        let windows: [Option<Window>; 2] = [of_job, of_app];
+        let mut windows = windows.iter().flatten();
+        windows.any(|window| window.opens_ms(self.now_ms).is_some())
     }
 
     fn is_parked(&self, record: &JobRecord) -> bool {
@@ -243,6 +259,7 @@ mod tests {
         let mut census = Census {
             board,
             parked,
+            apps: &BTreeMap::new(),
             now_ms: NOW,
             figures: ClusterFigures::default(),
         };

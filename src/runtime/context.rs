@@ -33,6 +33,7 @@ use crate::domain::permissions::Permissions;
 use crate::domain::retry::{RetryChanges, RetryPolicy};
 use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule, look_again};
 use crate::domain::slice::Head;
+use crate::domain::window::Window;
 use crate::error::chain;
 use crate::limits::Limits;
 use crate::metrics::{AppMetrics, LedgerStep, Metrics, TargetMetrics};
@@ -120,6 +121,8 @@ impl TargetRuntime {
 pub struct AppRuntime {
     pub default_target: Option<String>,
     pub limit: Option<Rate>,
+    /// The sending hours of all its jobs.
+    pub window: Option<Window>,
     /// What differs from the retry policy of the target.
     pub retry: RetryChanges,
     pub share: AppRules,

@@ -90,7 +90,7 @@ impl Ledger for Store {
             warnings => json::bytes(&warnings),
         };
         let template = submission.template.map(|version| version.to_string());
-        let mut call = self.job_call(&ACCEPT, submission.job, 20, 640);
+        let mut call = self.job_call(&ACCEPT, submission.job, 21, 640);
         call.push(&submission.app)
             .push(&submission.client_msg_no)
             .push(&submission.target)
@@ -113,7 +113,8 @@ impl Ledger for Store {
             .push(u8::from(submission.expanded))
             .push(submission.slice_recipients)
             .push(optional(submission.expires_at_ms))
-            .push(tags(&submission.tags));
+            .push(tags(&submission.tags))
+            .push(submission.window.as_deref().unwrap_or_default());
         let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
         let accepted = match reply.text(0)?.as_str() {
             "conflict" => Accepted::Conflict {
@@ -838,6 +839,7 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
             "" => Vec::new(),
             json => serde_json::from_str(json).map_err(broken)?,
         },
+        window: row.get("window").cloned(),
         rate: row.get("rate").cloned(),
         priority: row
             .get(PRIORITY_NOW)

@@ -49,6 +49,7 @@ use crate::domain::outcome::{Class, OnUncertain, Outcome, TargetAnswer, Verdict}
 use crate::domain::personal::Personal;
 use crate::domain::schedule::{Schedule, rung};
 use crate::domain::slice::{BUCKETS_MAX, SLICE_VERSION, Slice};
+use crate::domain::window::Window;
 use crate::metrics::LedgerStep;
 use crate::ports::{
     Calls, Claimed, JobProgress, Lost, Outgoing, Publisher, Recorded, Route, SliceRef, Store,
@@ -218,6 +219,8 @@ struct DeliveryScope<'a, S, T, P> {
     /// The configured limits of the target, the app and the job.
     rates: [Option<Rate>; 3],
     fail_open: bool,
+    /// The sending hours of the app; the job may have further ones.
+    app_window: Option<Window>,
     rules: Rules,
     retry: Schedule,
     traceparent: Option<String>,
@@ -253,6 +256,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             job: slice.head.id.to_string(),
             rates: [target.limit, app.and_then(|app| app.limit), slice.head.rate],
             fail_open: app.is_some_and(|app| app.fail_open),
+            app_window: app.and_then(|app| app.window.clone()),
             rules: Rules {
                 attempts_max: retry.attempts_max,
                 on_uncertain: slice.head.on_uncertain.unwrap_or(target.on_uncertain),
@@ -311,8 +315,16 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         self.control(&directives.borrow()).go == Go::On
     }
 
-    /// Makes a call, unless a directive holds it back, or it waited so long for the target's
-    /// credential that its units of the limits are too old. `until`: when they are.
+    /// When the sending hours of the job and the app begin, unless it is within them.
+    fn opens_ms(&self, now_ms: u64) -> Option<u64> {
+        let windows = self.slice.head.window.iter().chain(&self.app_window);
+        let opens = windows.filter_map(|window| window.opens_ms(now_ms));
+        opens.max()
+    }
+
+    /// Makes a call, unless a directive holds it back, its sending hours are over, or it waited so
+    /// long for the target's credential that its units of the limits are too old. `until`: when they
+    /// are.
     async fn one_call(
         &self,
         call: Call,
@@ -341,7 +353,10 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             };
         }
         let started = Instant::now();
-        if !self.may_leave(&directives) || until.is_some_and(|until| started >= until) {
+        if !self.may_leave(&directives)
+            || self.opens_ms(now_ms()).is_some()
+            || until.is_some_and(|until| started >= until)
+        {
             return Back { call, called: None };
         }
         let one;
@@ -576,7 +591,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         }
         let now = now_ms();
         let (not_before, _) = control.times(&scope.slice.head);
-        match not_before.max(scope.slice.due_at_ms) {
+        let due = not_before.max(scope.slice.due_at_ms);
+        match due.max(scope.opens_ms(now)) {
             Some(at) if at > now => Err(Pause::Deferred(Duration::from_millis(at - now))),
             _ => Ok(()),
         }

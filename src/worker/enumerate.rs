@@ -24,6 +24,7 @@ use crate::domain::mapping::Strictness;
 use crate::domain::outcome::{Class, TargetAnswer};
 use crate::domain::schedule::rung;
 use crate::domain::slice::{Enumeration, Head, Slice};
+use crate::domain::window::Window;
 use crate::json;
 use crate::ports::{Directory, Lost, Outgoing, Page, Publisher, Route, Store, Transport};
 use crate::runtime::WAIT_MAX;
@@ -298,6 +299,8 @@ fn part(head: &Head, users: Vec<MemberDocument>, part: ListPart) -> Vec<u8> {
         priority: Some(head.priority),
         not_before: head.not_before_ms.map(rfc3339),
         expires_at: head.expires_at_ms.map(rfc3339),
+        window: head.window.as_ref().map(Window::hours),
+        timezone: head.window.as_ref().map(|it| it.zone().to_owned()),
         rate: head.rate.map(|rate| rate.short()),
         on_uncertain: head.on_uncertain,
         callback_url: head.callback_url.clone(),

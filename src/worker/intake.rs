@@ -448,6 +448,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             parts: job.part.of,
             shape: Shape::of(expected),
             slice_recipients: self.slice_recipients(job),
+            window: job.head.window.as_ref().map(ToString::to_string),
             rate: job.head.rate.map(|rate| rate.short()),
             priority: job.head.priority,
             not_before_ms: job.head.not_before_ms,

@@ -39,6 +39,8 @@ mod examples;
 /// Promise 8: the shares of a slow backend.
 mod fairness;
 mod hindrances;
+/// Sending hours of jobs and apps.
+mod hours;
 /// Redis behind Sentinels, Redis Cluster, TLS to Redis: what the ledger does when servers change.
 mod ledger_servers;
 /// A broker and a store in memory, with faults on demand; `tests/schedules` uses them too.

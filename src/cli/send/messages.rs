@@ -178,6 +178,8 @@ impl SendArgs {
             ("priority", &self.priority),
             ("not_before", &self.not_before),
             ("expires_at", &self.expires_at),
+            ("window", &self.window),
+            ("timezone", &self.timezone),
             ("rate", &self.rate),
             ("on_uncertain", &self.on_uncertain),
             ("mapping", &self.mapping),

@@ -30,6 +30,7 @@ fn slice(people: u32, repeats: u32) -> Slice {
         not_before_ms: None,
         expires_at_ms: None,
         rate: None,
+        window: None,
         on_uncertain: None,
         callback_url: None,
         reply_to: None,

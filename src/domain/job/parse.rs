@@ -22,9 +22,13 @@ use crate::domain::personal::Form;
 use crate::domain::placeholders::unfilled;
 use crate::domain::slice::Head;
 use crate::domain::template::named_version;
+use crate::domain::window::{NoWindow, Window};
 
 /// Longest `rate`, in bytes.
 const RATE_BYTES_MAX: usize = 64;
+
+/// Longest `window` and `timezone`, in bytes.
+const WINDOW_BYTES_MAX: usize = 64;
 
 pub(super) fn read_job<'a>(
     mut fields: Fields<'a>,
@@ -98,6 +102,7 @@ pub(super) fn read_job<'a>(
             problems,
         );
     }
+    let window = read_window(&mut fields, problems);
     let rate = fields.line("rate", RATE_BYTES_MAX, problems);
     let rate = match rate.as_deref().map(str::parse::<Rate>).transpose() {
         Ok(rate) => rate,
@@ -172,6 +177,7 @@ pub(super) fn read_job<'a>(
         accepted_at_ms: now.as_millisecond().unsigned_abs(),
         not_before_ms: not_before,
         expires_at_ms: expires_at,
+        window,
         rate,
         on_uncertain,
         callback_url,
@@ -283,6 +289,30 @@ enum Time {
     At(u64),
     /// The year 9999, which databases and .NET write for no end.
     Never,
+}
+
+fn read_window(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Window> {
+    let hours = fields.line("window", WINDOW_BYTES_MAX, problems);
+    let zone = fields.line("timezone", WINDOW_BYTES_MAX, problems);
+    let Some(hours) = hours else {
+        if zone.is_some() {
+            let what = "has no meaning without `window`, whose time zone it is";
+            fields.problem("timezone", what, problems);
+        }
+        return None;
+    };
+    let zone = zone.as_deref().unwrap_or(Window::ZONE);
+    match Window::new(&hours, zone) {
+        Ok(window) => Some(window),
+        Err(wrong) => {
+            let name = match wrong {
+                NoWindow::Hours(_) => "window",
+                NoWindow::Zone(_) => "timezone",
+            };
+            fields.problem(name, wrong.to_string(), problems);
+            None
+        }
+    }
 }
 
 fn read_time(fields: &mut Fields<'_>, name: &'static str, problems: &mut Problems) -> Option<Time> {

@@ -189,6 +189,8 @@ fn the_document_type_writes_what_the_reader_reads() {
         priority: Some(Priority::Bulk),
         not_before: Some("2026-01-01T00:00:00Z".into()),
         expires_at: Some("2026-01-02T00:00:00+08:00".into()),
+        window: Some("09:00-21:00".into()),
+        timezone: Some("Asia/Shanghai".into()),
         rate: Some("10/s".into()),
         on_uncertain: Some(OnUncertain::Hold),
         mapping: Some(Strictness::Lenient),

@@ -29,6 +29,7 @@ fn record(key: &str, sent: u64, completed: bool) -> JobRecord {
         submissions: 1,
         shape: Shape { buckets: 1 },
         warnings: Vec::new(),
+        window: None,
         rate: None,
         priority: None,
         not_before_ms: None,

@@ -11,6 +11,7 @@ use crate::clock::rfc3339;
 use crate::domain::directive::{Action, Board, Directive, Kind, Scope};
 use crate::domain::ids::JobId;
 use crate::domain::limits::{Cost, Rate};
+use crate::domain::window::Window;
 use crate::error::chain;
 use crate::ports::{Beat, JobRecord, JobState, LedgerError, Limit, Park, Store};
 
@@ -32,6 +33,8 @@ pub enum Cause {
     Cancelled,
     /// Its start time has not come.
     Scheduled,
+    /// It is outside the sending hours of the job or its app.
+    SendingHours,
     /// The job, its app or its target is paused.
     Paused,
     /// Its target, or the job itself, is parked.
@@ -246,7 +249,26 @@ impl<'a> Situation<'a> {
             let what = format!("not to be sent before {}", rfc3339(at));
             found.push(hindrance(Cause::Scheduled, what, Some(at)));
         }
+        found.extend(self.closed());
         found
+    }
+
+    /// The sending hours that are over or have not begun.
+    fn closed(&self) -> Vec<Hindrance> {
+        let of_job = self.record.window.as_deref().and_then(|it| it.parse().ok());
+        let of_app = self.facts.windows.get(&self.record.app).cloned();
+        let app = format!("app {}", self.record.app);
+        let windows = [("job", of_job), (&*app, of_app)].into_iter();
+        let closed = windows.filter_map(|(of, window)| {
+            let window: Window = window?;
+            let opens = window.opens_ms(self.now_ms)?;
+            let what = format!(
+                "sending hours of the {of} ({window}): opens at {}",
+                rfc3339(opens)
+            );
+            Some(hindrance(Cause::SendingHours, what, Some(opens)))
+        });
+        closed.collect()
     }
 
     /// The limits in force, as the workers apply them, each with the hindrance to report if it is
@@ -552,6 +574,7 @@ mod tests {
             waited_at_ms: None,
             submissions: 1,
             warnings: Vec::new(),
+            window: None,
             rate: None,
             priority: None,
             not_before_ms: None,
@@ -878,6 +901,23 @@ mod tests {
         // All its slices have places: others take nothing from it.
         let beats = [at_work(&[("shop", "one", 2, 5), ("shop", "k", 2, 0)])];
         assert_eq!(note(&beats)[0].0, Cause::Target);
+    }
+
+    #[test]
+    fn a_job_outside_its_hours_says_when_they_begin() {
+        // It is 00:16:40.
+        let closed = JobRecord {
+            window: Some("01:00-02:00 UTC".to_owned()),
+            ..record()
+        };
+        let what = "sending hours of the job (01:00-02:00 UTC): opens at 1970-01-01T01:00:00Z";
+        let found = note(&closed, Vec::new(), None, &[]);
+        assert_eq!(found, as_told([(Cause::SendingHours, what)]));
+        let open = JobRecord {
+            app: "night".to_owned(),
+            ..record()
+        };
+        assert_eq!(note(&open, Vec::new(), None, &[0.0]), []);
     }
 
     #[test]

@@ -30,6 +30,7 @@ use crate::domain::limits::Rate;
 use crate::domain::moment;
 use crate::domain::outcome::OnUncertain;
 use crate::domain::trail::{AUTHOR_BYTES_MAX, Origin, REASON_BYTES_MAX, TrailEntry, bounded};
+use crate::domain::window::Window;
 use crate::ports::{Directives, JobRecord, JobState, LedgerError, Park, ParkReason, Store};
 use crate::service::dead_letters::{ResolveAs, Resolved};
 
@@ -42,6 +43,8 @@ pub struct Facts {
     pub targets: BTreeMap<String, TargetFacts>,
     /// Apps with their limits.
     pub apps: BTreeMap<String, Option<Rate>>,
+    /// Apps with sending hours.
+    pub windows: BTreeMap<String, Window>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -433,6 +436,7 @@ mod tests {
         Facts {
             targets: [("im".to_owned(), im)].into(),
             apps: [("shop".to_owned(), None)].into(),
+            windows: [("night".to_owned(), "00:10-00:20 UTC".parse().unwrap())].into(),
         }
     }
 

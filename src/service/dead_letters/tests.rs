@@ -199,6 +199,7 @@ impl Bench {
             parts: 1,
             slice_recipients: 500,
             shape,
+            window: None,
             rate: None,
             priority: Priority::Normal,
             not_before_ms: None,

@@ -92,6 +92,7 @@ impl Job {
             not_before_ms: None,
             expires_at_ms: None,
             rate: None,
+            window: None,
             on_uncertain: None,
             callback_url: None,
             reply_to: None,
@@ -116,6 +117,7 @@ impl Job {
             parts: 1,
             shape: self.shape,
             slice_recipients: 500,
+            window: None,
             rate: None,
             priority: self.head.priority,
             not_before_ms: None,
@@ -1388,6 +1390,7 @@ async fn a_record_tells_limit_start_and_pace(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(4));
     let first = Submission {
         rate: Some("50/s burst 5".to_owned()),
+        window: Some("09:00-21:00 Asia/Shanghai".to_owned()),
         not_before_ms: Some(1_700_000_100_000),
         reply_to: Some("done".to_owned()),
         ..job.submission("s", 1000)
@@ -1404,6 +1407,8 @@ async fn a_record_tells_limit_start_and_pace(bench: &impl StoreBench) {
     let callback = record.callback_url.as_deref();
     assert_eq!(callback, Some("https://example.com/done"));
     assert_eq!(record.rate.as_deref(), Some("50/s burst 5"));
+    let window = record.window.as_deref();
+    assert_eq!(window, Some("09:00-21:00 Asia/Shanghai"));
     assert_eq!(record.not_before_ms, Some(1_700_000_100_000));
     assert_eq!(record.per_second(record.accepted_at_ms), None);
 

@@ -203,6 +203,7 @@ fn record(job: JobId, app: &str, client_msg_no: &str, target: &str, at_ms: u64) 
         submissions: 0,
         shape: Shape { buckets: 0 },
         warnings: Vec::new(),
+        window: None,
         rate: None,
         priority: None,
         not_before_ms: None,
@@ -277,6 +278,7 @@ impl State {
             record.warnings.clone_from(&submission.warnings);
             record.template = submission.template;
             record.rate.clone_from(&submission.rate);
+            record.window.clone_from(&submission.window);
             record.priority = Some(submission.priority);
             record.not_before_ms = submission.not_before_ms;
             record.expires_at_ms = submission.expires_at_ms;
