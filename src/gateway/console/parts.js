@@ -86,6 +86,7 @@ const STATES = {
   moving: ['good', () => t('moving')],
   cancelled: ['soft', () => t('cancelled')],
   scheduled: ['soft', () => t('scheduled')],
+  sending_hours: ['soft', () => t('outside its hours')],
   paused: ['warn', () => t('paused')],
   parked: ['warn', () => t('parked')],
   ledger: ['bad', () => t('ledger away')],
