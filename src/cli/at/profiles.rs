@@ -52,10 +52,7 @@ pub(super) fn find(name: &str) -> Result<Profile, Failure> {
     in_file(&file, name)
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the place of the user's own files is no setting"
-)]
+/// The file of the user who runs the command.
 fn place() -> Option<PathBuf> {
     let folder = |name| std::env::var_os(name).filter(|it| !it.is_empty());
     let configs = folder("XDG_CONFIG_HOME").map(PathBuf::from);
