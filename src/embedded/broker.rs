@@ -20,8 +20,8 @@ use crate::domain::schedule::rung;
 use crate::domain::trace::traceparent;
 use crate::domain::waking::Waking;
 use crate::ports::{
-    Backlog, BoxFuture, Broker, BrokerError, Consumer, Delivery, EndDelivery, Lost, Outgoing,
-    PublishError, Publisher, Route, Session, Source,
+    Backlog, Backup, BoxFuture, Broker, BrokerError, Consumer, Delivery, EndDelivery, Lost,
+    Outgoing, PublishError, Publisher, Route, Session, Source,
 };
 
 /// The embedded engine as the broker. Also gives access to the retained queues.
@@ -64,6 +64,10 @@ pub struct EngineEvent {
 
 impl Broker for EmbeddedBroker {
     type Session = EmbeddedSession;
+
+    fn backup(&self) -> Option<&dyn Backup> {
+        Some(self)
+    }
 
     async fn backlog(&self) -> Result<Backlog, BrokerError> {
         let refused = |error| BrokerError::Refused {

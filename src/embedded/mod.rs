@@ -12,6 +12,7 @@
 //! - `deliveries`: the messages that are handed out, to which consumer, and those that came back;
 //!   in memory, so that after a crash everything unacked is available again. `dispatch`: the one
 //!   thread that reads messages for consumers.
+//! - `backup`: a copy of everything, made while the engine works.
 //! - `broker`, `retained`, `ledger`, `claims`, `upkeep`, `pulse`, `limiter`, `directives`,
 //!   `templates`, `quotas`, `nonces`: the ports. `sweep`: forgets jobs that completed long ago.
 //!
@@ -25,6 +26,7 @@
 //! It never blocks an async thread on the disk, never holds a queue in memory, and never shares its
 //! folder with another process.
 
+mod backup;
 mod broker;
 mod claims;
 mod damage;

@@ -35,6 +35,7 @@ use redb::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::backup::Copy;
 use super::claims::Claims;
 use super::disk::StorageError;
 use crate::domain::lane::{Lane, Priority};
@@ -76,6 +77,31 @@ pub(super) const DIRECTIVES: TableDefinition<'_, DirectiveKey, &[u8]> =
 pub(super) const SUB_LANES: TableDefinition<'_, (&str, &str), u32> =
     TableDefinition::new("sub_lanes");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+
+/// Copies every table.
+pub(super) fn copy_each(copy: &Copy<'_>) -> Result<(), StorageError> {
+    copy.table(QUEUES)?;
+    copy.table(COUNTS)?;
+    copy.table(READY)?;
+    copy.table(WAITING)?;
+    copy.table(KEPT)?;
+    copy.table(JOBS)?;
+    copy.table(LISTED)?;
+    copy.table(SUBMISSIONS)?;
+    copy.table(SLICES)?;
+    copy.table(BUCKETS)?;
+    copy.table(REASONS)?;
+    copy.table(TRAILS)?;
+    copy.table(CLAIMS)?;
+    copy.table(ENDED)?;
+    copy.table(PARKS)?;
+    copy.table(TEMPLATE_NAMES)?;
+    copy.table(TEMPLATES)?;
+    copy.table(QUOTAS)?;
+    copy.table(DIRECTIVES)?;
+    copy.table(SUB_LANES)?;
+    copy.table(META)
+}
 
 /// A table that is opened when it is first used in a transaction.
 pub(super) struct Lazy<'t, K: Key + 'static, V: Value + 'static> {

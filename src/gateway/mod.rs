@@ -30,6 +30,7 @@
 mod about;
 mod access;
 mod asker;
+mod backup;
 mod body;
 mod browser;
 mod caller_view;

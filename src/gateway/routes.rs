@@ -17,7 +17,9 @@ use super::pool::Share;
 use super::problem::{Refusal, uniform};
 use super::shares::accounted;
 use super::submit::submit;
-use super::{Gateway, about, dead, dropin, events, feed, lookup, query, templates, uncertain};
+use super::{
+    Gateway, about, backup, dead, dropin, events, feed, lookup, query, templates, uncertain,
+};
 use crate::http::server::Peer;
 use crate::ports::{Broker, RetainedQueues, Store, Transport};
 
@@ -54,6 +56,7 @@ where
         .route("/v1/dead:redrive", post(dead::redrive::<B, S, T>))
         .route("/v1/dead:purge", post(dead::purge::<B, S, T>))
         .route("/v1/rejected", get(dead::rejected::<B, S, T>))
+        .route("/v1/backup", get(backup::backup::<B, S, T>))
         .route("/v1/templates", get(templates::list::<B, S, T>))
         .route(
             "/v1/templates/{name}",

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::Backup;
 use crate::domain::lane::{Lane, Priority};
 use crate::domain::waking::Waking;
 
@@ -27,6 +28,11 @@ pub trait Broker: Clone + Send + Sync + 'static {
     /// Opens one session and declares what it needs. After an error the caller backs off and tries
     /// again.
     fn connect(&self) -> impl Future<Output = Result<Self::Session, BrokerError>> + Send;
+
+    /// How to copy everything that the engine stores, where one process stores it all.
+    fn backup(&self) -> Option<&dyn Backup> {
+        None
+    }
 }
 
 /// One generation of connections. When one of them is lost, the whole session is lost: its

@@ -5,6 +5,7 @@
 //! ledger, the adapters in `im` implement [`Target`]. Nothing in this module depends on one of
 //! them.
 
+mod backup;
 mod broker;
 mod directives;
 mod job_record;
@@ -20,6 +21,7 @@ mod target;
 mod templates;
 mod transport;
 
+pub use self::backup::*;
 pub use self::broker::*;
 pub use self::directives::*;
 pub use self::job_record::*;

@@ -195,9 +195,11 @@ impl Place {
         request.push_str(body);
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        let read = stream.read_to_string(&mut answer);
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer);
         timeout(BOUND, read).await.expect("an answer").unwrap();
+        // A backup is no text.
+        let answer = String::from_utf8_lossy(&answer);
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
         if status >= 400 {

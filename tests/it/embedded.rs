@@ -86,6 +86,13 @@ impl Place {
             .await
     }
 
+    /// Serves with another build of Fanwise.
+    pub(crate) async fn serve_by(&self, program: &Path) -> Process {
+        let arguments = ["serve", "--config", &self.config];
+        self.ready(Process::start(program, &arguments, &[], b""))
+            .await
+    }
+
     /// No file of this process may become longer than this many KiB, until the limit is lifted.
     async fn serve_on_a_disk_of(&self, kib: u32) -> Process {
         // With the signal ignored, a write past the limit fails as on a full disk.
@@ -105,6 +112,12 @@ impl Place {
 
     /// One request to the HTTP interface: the status, and the unparsed answer.
     pub(crate) async fn request(&self, port: u16, head: &str, body: &[u8]) -> (u16, String) {
+        let answer = String::from_utf8(self.raw(port, head, body).await).unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer)
+    }
+
+    async fn raw(&self, port: u16, head: &str, body: &[u8]) -> Vec<u8> {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let head = format!(
             "{head} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
@@ -112,10 +125,9 @@ impl Place {
         );
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.write_all(body).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, answer)
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        answer
     }
 
     pub(crate) async fn run(&self, arguments: &[&str], input: &[u8]) -> Finished {
@@ -733,4 +745,51 @@ fn running_below(folder: &str) -> usize {
         .filter_map(|process| std::fs::read(process.ok()?.path().join("cmdline")).ok())
         .filter(|line| String::from_utf8_lossy(line).contains(folder))
         .count()
+}
+
+/// A copy that is made during a broadcast opens as a store of its own, and finishes the broadcast
+/// from where the copy was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_made_during_a_broadcast_is_whole() {
+    let place = Place::new("backup").await;
+    place.mock.patch_faults(&json!({"latency": "5ms"})).unwrap();
+    let mut process = place.serve().await;
+    let list = users(4000);
+    let send = [
+        "send",
+        "--client-msg-no",
+        "k",
+        "--text",
+        "hello",
+        "--file",
+        "-",
+    ];
+    let sent = place.run(&send, list.join("\n").as_bytes()).await;
+    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    until("progress", BOUND, async || {
+        (place.mock.stats().accepted >= 1000).then_some(())
+    })
+    .await;
+    let answer = place.raw(place.gateway, "GET /v1/backup", b"").await;
+    assert!(answer.starts_with(b"HTTP/1.1 200"));
+    let body = answer.windows(4).position(|it| it == b"\r\n\r\n").unwrap() + 4;
+    let copied = place.mock.stats().accepted;
+    let record = place.completed("k").await;
+    assert_eq!(record["accounts"]["sent"], 4000, "{record}");
+    process.kill();
+
+    let restored = Place::new("restored").await;
+    let data = restored.scratch.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("fanwise.redb"), &answer[body..]).unwrap();
+    let _process = restored.serve().await;
+    let record = restored.completed("k").await;
+    assert_eq!(record["accounts"]["sent"], 4000, "{record}");
+    assert_eq!(restored.json(&["job", "verify", "k"]).await["exact"], true);
+    // Those that were settled when the copy was made are not sent to again.
+    let again = restored.mock.stats().accepted;
+    assert!(
+        copied < 4000 && (1..4000).contains(&again),
+        "{copied} {again}"
+    );
 }

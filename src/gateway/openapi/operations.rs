@@ -443,6 +443,10 @@ fn dead_letters() -> Vec<Operation> {
         Operation::new("get", "/v1/rejected", "listRejected")
             .summary("Rejected messages, as lines")
             .answers(200, "All of them.", vec![content(NDJSON, of::<KeptLine>)]),
+        Operation::new("get", "/v1/backup", "backUp")
+            .summary("A copy of the embedded store, made while it works")
+            .answers(404, "The data is in RabbitMQ and Redis.", vec![])
+            .answers(200, "The file.", vec![content("application/octet-stream", of::<String>)]),
     ]
 }
 

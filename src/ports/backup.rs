@@ -1,0 +1,15 @@
+//! The port to an engine that can copy its data while it works.
+
+use std::fs::File;
+
+/// Copies everything that an engine stores.
+pub trait Backup: Send + Sync {
+    /// Writes a copy of one moment into an empty file, synced to disk. Work goes on meanwhile.
+    /// Blocks the thread.
+    fn copy_to(&self, file: File) -> Result<(), BackupError>;
+}
+
+/// There is no whole copy; the file is of no use.
+#[derive(Debug, thiserror::Error)]
+#[error("the copy cannot be made")]
+pub struct BackupError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
