@@ -45,6 +45,8 @@ mod hours;
 mod ledger_servers;
 /// A broker and a store in memory, with faults on demand; `tests/schedules` uses them too.
 mod memory;
+/// An earlier version of Fanwise beside this one.
+mod mixed;
 /// Metrics, rules and dashboards, read by Prometheus and its tools.
 mod monitoring;
 /// Notices about the end of a job, over HTTP and over AMQP.
@@ -57,6 +59,8 @@ mod personal;
 mod producers;
 /// The promises of the crate documentation, by name, on shared servers.
 mod promises;
+/// The example receivers of webhooks, called by a worker and by strangers.
+mod receivers;
 /// The generated pages of `docs/reference`.
 mod reference;
 /// The promises while RabbitMQ or Redis die, on servers of the test's own.
