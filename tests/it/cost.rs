@@ -114,6 +114,37 @@ async fn a_recipient_of_a_single_call_costs_few_steps() {
     world.end().await;
 }
 
+/// A small job spends most of its time in steps of the ledger, which come one after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_one_recipient_costs_few_steps() {
+    const JOBS: u32 = 12;
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("cost-small").await;
+    let worker = world.worker().await;
+    for number in 0..JOBS {
+        let job = json!({
+            "v": 1, "client_msg_no": format!("n-{number}"), "audience": {"users": ["u"]},
+            "message": {"type": "text", "text": "hello"},
+        });
+        world.publish_raw(job.to_string().as_bytes()).await;
+    }
+    until("the jobs are completed", BOUND, async || {
+        let metrics = worker.metrics().await;
+        (metrics["fanwise_jobs_completed_total"] >= f64::from(JOBS)).then_some(())
+    })
+    .await;
+    let metrics = worker.metrics().await;
+    let steps = ["accept", "expanded", "claim", "settle", "audit", "complete"];
+    let counted = steps.map(|step| {
+        let name = format!("fanwise_ledger_duration_seconds_count{{step=\"{step}\"}}");
+        // A step that was never taken is not listed.
+        metrics.get(&name).copied().unwrap_or_default() / f64::from(JOBS)
+    });
+    assert_eq!(counted, [1.0, 0.0, 1.0, 1.0, 1.0, 1.0], "{steps:?}");
+    worker.drain().await;
+    world.end().await;
+}
+
 /// The slices of a list touch few buckets, however many parts it travels in.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recipient_of_an_uploaded_list_costs_few_steps() {
