@@ -273,7 +273,7 @@ fn callbacks(config: &Config, trust: &Trust) -> BTreeMap<String, Callbacks<Clien
         .map(|(name, config)| {
             let callbacks = Callbacks {
                 rules: config.rules.clone(),
-                secret: config.secret.clone(),
+                signer: config.signer.clone(),
                 timeout: config.timeout,
                 transport: if config.rules.private { &any } else { &public }.clone(),
             };

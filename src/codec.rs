@@ -1,11 +1,9 @@
-//! Writes bytes as text: hexadecimal digits, percent-encoding, and the signature of our own
-//! requests.
+//! Writes bytes as text: hexadecimal digits and percent-encoding.
 
 use std::borrow::Cow;
 
 use data_encoding::HEXLOWER;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode};
-use ring::hmac;
 
 /// Everything but the unreserved characters of RFC 3986, so the result is data in every part of a
 /// URL and in a form.
@@ -49,18 +47,6 @@ pub(crate) fn percent_decoded(text: &[u8]) -> Option<Cow<'_, str>> {
     percent_decode(text).decode_utf8().ok()
 }
 
-/// The value of the header `fanwise-signature`: `v1=` and HMAC-SHA-256 over the idempotency key, a dot
-/// and the body.
-pub(crate) fn signature(secret: &hmac::Key, idempotency_key: &[u8], body: &[u8]) -> Vec<u8> {
-    let mut context = hmac::Context::with_key(secret);
-    context.update(idempotency_key);
-    context.update(b".");
-    context.update(body);
-    let mut signature = b"v1=".to_vec();
-    push_hex(&mut signature, context.sign().as_ref());
-    signature
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,14 +71,5 @@ mod tests {
         }
         assert_eq!(percent_decoded(b"%C3%A9%2F%").unwrap(), "\u{e9}/%");
         assert_eq!(percent_decoded(b"%ff"), None);
-    }
-
-    /// As `printf '%s' 'j.1.{}' | openssl dgst -sha256 -hmac secret` prints it.
-    #[test]
-    fn a_signature_is_what_openssl_computes() {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, b"secret");
-        let expected: &[u8] =
-            b"v1=cf2c2a29e96d8308474b3ee54aa789873005cd1b6ab00843b7a3e8cbe41b781b";
-        assert_eq!(signature(&key, b"j.1", b"{}"), expected);
     }
 }

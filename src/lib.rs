@@ -154,6 +154,7 @@ pub mod schema;
 pub mod secret;
 pub mod service;
 pub mod shutdown;
+pub mod signature;
 pub mod store;
 pub mod telemetry;
 pub mod tls;

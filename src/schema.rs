@@ -7,12 +7,15 @@ use serde_json::{Value, json};
 
 use crate::domain::announce::{DeadLetter, JobEvent};
 use crate::domain::job::JobDocument;
+use crate::im::webhook::{AnswerDocument, CallDocument};
 
 /// The file names of all documents.
-pub const DOCUMENTS: [&str; 6] = [
+pub const DOCUMENTS: [&str; 8] = [
     "job.schema.json",
     "dead-letter.schema.json",
     "job-event.schema.json",
+    "webhook-call.schema.json",
+    "webhook-answer.schema.json",
     "asyncapi.json",
     "openapi.json",
     "mapping.md",
@@ -24,6 +27,8 @@ pub fn document(name: &str) -> String {
         "job.schema.json" => schema::<JobDocument>(),
         "dead-letter.schema.json" => schema::<DeadLetter>(),
         "job-event.schema.json" => schema::<JobEvent>(),
+        "webhook-call.schema.json" => schema::<CallDocument>(),
+        "webhook-answer.schema.json" => schema::<AnswerDocument>(),
         "asyncapi.json" => asyncapi(),
         "openapi.json" => crate::gateway::openapi(),
         "mapping.md" => return crate::im::mapping::markdown(),
@@ -59,10 +64,14 @@ fn asyncapi() -> Value {
             "channel": { "$ref": format!("#/channels/{channel}") },
         })
     };
-    json!({
+    let mut webhook = operation("send", "webhooks", "One call for one recipient or several");
+    let answer = json!({ "$ref": "#/channels/webhooks/messages/webhookAnswer" });
+    webhook["reply"] =
+        json!({ "channel": { "$ref": "#/channels/webhooks" }, "messages": [answer] });
+    let mut document = json!({
         "asyncapi": "3.0.0",
         "info": {
-            "title": "Fanwise over AMQP 0-9-1",
+            "title": "Fanwise over AMQP 0-9-1, and its calls to webhooks",
             "version": "1",
             "description": "Publish persistent JSON with the mandatory flag and publisher confirms; \
                             a job is accepted when its confirm has come.",
@@ -72,19 +81,28 @@ fn asyncapi() -> Value {
             "dead": channel(Some("fanwise.dead"), "Exchange of dead letters; routing key <app>.<target>", "deadLetter"),
             "replies": channel(None, "The queue that a job named, through the default exchange; correlation id client_msg_no", "jobEvent"),
             "events": channel(Some("fanwise.events"), "Exchange of job events; routing key <app>.<event>", "jobEvent"),
+            "webhooks": channel(None, "POST to the url of a webhook target, signed by Standard Webhooks", "webhookCall"),
+            "callbacks": channel(None, "POST to the callback_url of a job, signed by Standard Webhooks", "jobEvent"),
         },
         "operations": {
             "submitJob": operation("receive", "jobs", "Producers publish jobs here"),
             "publishDeadLetter": operation("send", "dead", "Recipients that ended failed or uncertain"),
             "publishReply": operation("send", "replies", "The completed event, with an id that repeats share"),
             "publishJobEvent": operation("send", "events", "accepted, progress, completed"),
+            "callWebhook": webhook,
+            "callBack": operation("send", "callbacks", "The completed event, with an id that repeats share"),
         },
         "components": { "messages": {
             "job": message("job.schema.json", "Job"),
             "deadLetter": message("dead-letter.schema.json", "Dead letter"),
             "jobEvent": message("job-event.schema.json", "Job event"),
+            "webhookCall": message("webhook-call.schema.json", "Call of a webhook"),
+            "webhookAnswer": message("webhook-answer.schema.json", "Answer of a webhook"),
         } },
-    })
+    });
+    document["channels"]["webhooks"]["messages"]["webhookAnswer"] =
+        json!({ "$ref": "#/components/messages/webhookAnswer" });
+    document
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use axum::http::Uri;
 
 use super::reader::{Findings, Section};
 use super::sections::no_target;
+use super::signatures::read_signer;
 use super::{AppConfig, Config, GatewayAuth, MINUTE, SECOND, TargetConfig};
 use crate::domain::permissions::{AudienceKind, Permissions};
 use crate::domain::window::{NoWindow, Window};
@@ -101,8 +102,8 @@ pub(super) fn read_access(section: &mut Section, findings: &mut Findings) -> App
     }
 }
 
-/// `url` (required), `secret` or `secret_file` (none: calls are not signed), `timeout` (2s; 100ms
-/// to 1m), `on_failure` (`refuse` or `allow`).
+/// `url` (required), `secret` or `secret_file` (none: calls are not signed), `signature_scheme`
+/// (`standard` or `fanwise`), `timeout` (2s; 100ms to 1m), `on_failure` (`refuse` or `allow`).
 fn read_before_accept(mut section: Section, findings: &mut Findings) -> Option<BeforeAccept> {
     let url = section.required_address("url", findings);
     let uri = url.parse::<Uri>().ok().filter(|uri| {
@@ -121,13 +122,14 @@ fn read_before_accept(mut section: Section, findings: &mut Findings) -> Option<B
     }
     let choices = [("refuse", false), ("allow", true)];
     let secret = section.secret("secret", "secret_file", findings);
+    let signer = read_signer(&mut section, secret, findings);
     let timeout = SECOND / 10..=MINUTE;
     let timeout = section.duration("timeout", 2 * SECOND, timeout, findings);
     let on_failure = section.choice("on_failure", "refuse", &choices, findings);
     section.finish(findings);
     Some(BeforeAccept {
         url: uri?,
-        secret,
+        signer,
         timeout,
         allow_on_failure: on_failure == Some(true),
     })

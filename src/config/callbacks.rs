@@ -4,21 +4,25 @@
 use std::time::Duration;
 
 use super::reader::{Findings, Section};
+use super::signatures::read_signer;
 use super::{MINUTE, SECOND};
 use crate::domain::notice::{CallbackRules, HostPattern, QueuePattern, ReplyRules};
-use crate::secret::Secret;
+use crate::signature::Signer;
 
 #[derive(Clone, Debug)]
 pub struct CallbackConfig {
     /// `hosts` (`["api.example.com", "*.hooks.example.com"]`; required) and `private` (false).
     pub rules: CallbackRules,
-    /// `secret` or `secret_file`: the key of the signature. Required.
-    pub secret: Secret,
+    /// `secret` or `secret_file` (required), and `signature_scheme` (`standard` or `fanwise`).
+    pub signer: Signer,
     /// `timeout`: longest wait for a receiver. Default 10s; 100ms to 1m.
     pub timeout: Duration,
 }
 
-pub(super) fn from_section(mut section: Section, findings: &mut Findings) -> CallbackConfig {
+pub(super) fn from_section(
+    mut section: Section,
+    findings: &mut Findings,
+) -> Option<CallbackConfig> {
     let mut hosts = Vec::new();
     for text in section.list("hosts", &[], findings) {
         match HostPattern::parse(&text) {
@@ -32,17 +36,19 @@ pub(super) fn from_section(mut section: Section, findings: &mut Findings) -> Cal
     }
     let missing = "missing: receivers need it to verify that a notice is from Fanwise";
     let secret = section.required_secret("secret", "secret_file", missing, findings);
+    let signer = read_signer(&mut section, secret, findings);
     let least = Duration::from_millis(100);
-    let callbacks = CallbackConfig {
-        rules: CallbackRules {
-            hosts,
-            private: section.boolean("private", false, findings),
-        },
-        secret: secret.unwrap_or_else(|| Secret::new("")),
-        timeout: section.duration("timeout", 10 * SECOND, least..=MINUTE, findings),
+    let rules = CallbackRules {
+        hosts,
+        private: section.boolean("private", false, findings),
     };
+    let timeout = section.duration("timeout", 10 * SECOND, least..=MINUTE, findings);
     section.finish(findings);
-    callbacks
+    Some(CallbackConfig {
+        rules,
+        signer: signer?,
+        timeout,
+    })
 }
 
 pub(super) fn read_replies(section: &mut Section, findings: &mut Findings) -> ReplyRules {

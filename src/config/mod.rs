@@ -12,6 +12,7 @@ mod reader;
 mod retry;
 mod sections;
 mod servers;
+mod signatures;
 mod targets;
 
 use std::collections::BTreeMap;

@@ -163,7 +163,7 @@ fn read_apps(
                 == Some(true),
             callbacks: section
                 .optional("callbacks", findings)
-                .map(|section| callbacks::from_section(section, findings)),
+                .and_then(|section| callbacks::from_section(section, findings)),
             replies: callbacks::read_replies(&mut section, findings),
             endpoints: read_endpoints(&name, &mut section, targets, findings),
             permissions: apps::read_permissions(&mut section, targets, findings),

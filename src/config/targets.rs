@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::reader::{Findings, Origin, Section, Shown};
+use super::signatures::read_scheme;
 use super::{HOUR, MINUTE, SECOND, retry, servers};
 use crate::domain::breaker::BreakerRule;
 use crate::domain::codes::ClassByCode;
@@ -13,6 +14,7 @@ use crate::domain::outcome::{Class, OnUncertain};
 use crate::domain::retry::{RetryChanges, RetryPolicy};
 use crate::im::{TargetSettings, netease, openim, webhook, wukongim, yunxin};
 use crate::secret::Secret;
+use crate::signature::Scheme;
 use crate::tls::TlsSettings;
 
 #[derive(Clone, Debug)]
@@ -203,18 +205,23 @@ enum Kind {
 
 /// `type = "webhook"`: `url` (required, with `{recipient}`, `{client_msg_no}`, `{job}`, `{app}`),
 /// `headers`, `recipients_per_call` (1; to 1000), `idempotent` (false), `signature_secret` or
-/// `signature_secret_file`, `signature_header` (`fanwise-signature`), `statuses` (status or range →
-/// class).
+/// `signature_secret_file`, `signature_scheme` (`standard` or `fanwise`), `signature_header` (of the
+/// scheme `fanwise`; `fanwise-signature`), `statuses` (status or range → class).
 fn read_webhook(section: &mut Section, findings: &mut Findings) -> webhook::Settings {
     let most = webhook::Settings::RECIPIENTS_PER_CALL_MAX as u64;
     let per_call = webhook::Settings::RECIPIENTS_PER_CALL as u64;
-    let header = section.text("signature_header", webhook::Signature::HEADER, findings);
+    let header = section.text("signature_header", Scheme::FANWISE_HEADER, findings);
+    let scheme = read_scheme(section, findings);
     let secret = section.secret("signature_secret", "signature_secret_file", findings);
     webhook::Settings {
         headers: section.texts("headers", findings),
         recipients_per_call: section.integer("recipients_per_call", per_call, 1..=most, findings)
             as usize,
-        signature: secret.map(|secret| webhook::Signature { secret, header }),
+        signature: secret.map(|secret| webhook::Signature {
+            secret,
+            scheme,
+            header,
+        }),
         idempotent: section.boolean("idempotent", false, findings),
         statuses: read_statuses(section, findings),
         ..webhook::Settings::new(section.required_address("url", findings))

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use crate::domain::notice::CallbackRules;
-use crate::secret::Secret;
+use crate::signature::Signer;
 
 /// How to make the callbacks of one app.
 pub struct Callbacks<T> {
     pub rules: CallbackRules,
-    pub secret: Secret,
+    pub signer: Signer,
     pub timeout: Duration,
     /// Reaches private addresses only where the rules allow them.
     pub transport: T,

@@ -15,12 +15,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
-use ring::hmac;
+use http::{HeaderMap, HeaderValue, Method, Uri, header};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::codec;
+use crate::clock::now_ms;
 use crate::domain::fields::shorten;
 use crate::domain::ids::{JobId, digest_hex};
 use crate::domain::job::Job;
@@ -28,15 +27,16 @@ use crate::domain::permissions::{Asked, AudienceKind};
 use crate::domain::template::named_version;
 use crate::domain::text;
 use crate::error::chain;
-use crate::im::webhook::{IDEMPOTENCY_KEY, Signature};
+use crate::im::webhook::IDEMPOTENCY_KEY;
 use crate::ports::{Request, Transport};
-use crate::secret::Secret;
+use crate::signature::Signer;
 
 /// The endpoint to ask, and what happens without an answer.
 #[derive(Clone, Debug)]
 pub struct BeforeAccept {
     pub url: Uri,
-    pub secret: Option<Secret>,
+    /// Without one, the requests are not signed.
+    pub signer: Option<Signer>,
     pub timeout: Duration,
     /// Without an answer, jobs are allowed; otherwise they are refused.
     pub allow_on_failure: bool,
@@ -206,13 +206,11 @@ impl BeforeAccept {
         let mut headers = HeaderMap::new();
         let json = HeaderValue::from_static("application/json");
         headers.insert(header::CONTENT_TYPE, json);
-        if let Some(secret) = &self.secret {
-            let secret = hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes());
-            let signature = codec::signature(&secret, key.as_bytes(), &body);
-            let name = HeaderName::from_static(Signature::HEADER);
-            headers.extend(HeaderValue::from_bytes(&signature).map(|value| (name, value)));
+        let key = HeaderValue::try_from(key).map_err(|error| NoDecision(error.to_string()))?;
+        if let Some(signer) = &self.signer {
+            signer.sign(&mut headers, &key, now_ms(), &body);
         }
-        headers.extend(HeaderValue::try_from(key).map(|value| (IDEMPOTENCY_KEY, value)));
+        headers.insert(IDEMPOTENCY_KEY, key);
         Ok(Request {
             method: Method::POST,
             uri: self.url.clone(),
@@ -303,7 +301,11 @@ pub(super) fn pinned(
 
 #[cfg(test)]
 mod tests {
+    use ring::hmac;
+
     use super::*;
+    use crate::secret::Secret;
+    use crate::signature::Scheme;
 
     fn asked() -> Asked {
         Asked {
@@ -321,9 +323,10 @@ mod tests {
 
     #[test]
     fn the_question_is_signed_and_holds_no_list() {
+        let signer = Signer::new(&Secret::new("key"), Scheme::Fanwise).unwrap();
         let ask = BeforeAccept {
             url: Uri::from_static("http://moderation.example/ask"),
-            secret: Some(Secret::new("key")),
+            signer: Some(signer),
             timeout: Duration::from_secs(2),
             allow_on_failure: false,
         };

@@ -9,13 +9,12 @@
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Uri};
-use ring::hmac;
 use serde_json::value::RawValue;
 
 use super::completion::{NotifiedJob, event};
 use super::delivery::DeliveryEnd;
 use super::session::WorkerSession;
-use crate::codec;
+use crate::clock::now_ms;
 use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::job::{Context as _, check_callback};
 use crate::domain::lane::Lane;
@@ -31,8 +30,6 @@ use crate::runtime::context::{Context, RECONNECT};
 
 /// Holds the id of the notice, as in every request of Fanwise that a receiver may see twice.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// `v1=` and HMAC-SHA-256 over `<id>.<body>` in hexadecimal digits, as is usual for webhooks.
-const SIGNATURE: HeaderName = HeaderName::from_static("fanwise-signature");
 
 impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
     /// Notifies those that the job named: `Ok` when the callback is durable and the reply
@@ -224,11 +221,10 @@ async fn call<S, T: Transport>(
     let text = |text: &str| HeaderValue::from_str(text).map_err(|error| error.to_string());
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(IDEMPOTENCY_KEY, text(&notice.id)?);
-    let secret = hmac::Key::new(hmac::HMAC_SHA256, callbacks.secret.expose().as_bytes());
-    let signature = codec::signature(&secret, notice.id.as_bytes(), &body);
-    let signature = HeaderValue::from_bytes(&signature).map_err(|error| error.to_string())?;
-    headers.insert(SIGNATURE, signature);
+    let id = text(&notice.id)?;
+    headers.insert(IDEMPOTENCY_KEY, id.clone());
+    let signer = &callbacks.signer;
+    signer.sign(&mut headers, &id, now_ms(), &body);
     if let Some(traceparent) = traceparent {
         headers.insert("traceparent", text(traceparent)?);
     }

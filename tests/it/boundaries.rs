@@ -21,7 +21,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("http", &["domain", "ports", "tls"]),
     (
         "im",
-        &["clock", "codec", "domain", "json", "ports", "secret"],
+        &[
+            "clock",
+            "codec",
+            "domain",
+            "json",
+            "ports",
+            "secret",
+            "signature",
+        ],
     ),
     // Work on jobs.
     ("limits", &["domain", "ports"]),
@@ -29,19 +37,34 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "service",
         &[
-            "clock", "codec", "domain", "error", "im", "json", "metrics", "ports", "secret",
+            "clock",
+            "domain",
+            "error",
+            "im",
+            "json",
+            "metrics",
+            "ports",
+            "signature",
         ],
     ),
     (
         "runtime",
         &[
-            "clock", "domain", "error", "limits", "metrics", "ports", "secret", "service",
+            "clock",
+            "domain",
+            "error",
+            "limits",
+            "metrics",
+            "ports",
+            "secret",
+            "service",
+            "signature",
         ],
     ),
     (
         "worker",
         &[
-            "clock", "codec", "domain", "error", "json", "metrics", "ports", "runtime", "service",
+            "clock", "domain", "error", "json", "metrics", "ports", "runtime", "service",
         ],
     ),
     (
@@ -53,6 +76,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     // Supporting parts.
     ("admin", &["http", "metrics"]),
+    ("signature", &["codec", "secret"]),
     ("telemetry", &["domain"]),
     ("tls", &["error"]),
     ("shutdown", &["exit"]),
@@ -65,6 +89,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "im",
             "secret",
             "service",
+            "signature",
             "telemetry",
             "tls",
         ],

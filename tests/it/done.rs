@@ -9,8 +9,9 @@ use fanwise::ports::ParkReason;
 use fanwise_mock_im::Entry;
 use serde_json::json;
 
-use crate::examples::Producer;
+use crate::examples::publish;
 use crate::support::scratch::Scratch;
+use crate::support::toolchain::Program;
 use crate::support::wait::until;
 use crate::support::world::{Plan, Worker};
 
@@ -49,7 +50,7 @@ fn sum(workers: &[Metrics], name: &str) -> f64 {
 /// - the gauges of the survivors are those of idle workers.
 #[tokio::test(flavor = "multi_thread")]
 async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
-    let (Some(mut plan), Some(producer)) = (Plan::shared(), Producer::python()) else {
+    let (Some(mut plan), Some(producer)) = (Plan::shared(), Program::python("producer.py")) else {
         return;
     };
     let folder = Scratch::new("done");
@@ -81,9 +82,8 @@ async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
     for _ in 0..3 {
         workers.push(world.worker_with(&lease).await);
     }
-    let published = producer
-        .publish(&world, "done", &["--file", list.to_str().unwrap()])
-        .await;
+    let flags = ["--file", list.to_str().unwrap()];
+    let published = publish(&world, &producer, "done", &flags).await;
     assert_eq!(published.code, Some(0), "{}", published.stderr);
 
     until("half of the messages", BOUND, async || {

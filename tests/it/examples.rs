@@ -1,139 +1,39 @@
 //! Tests the producers in `examples/`, as a service would run them: with a real broker, a worker
 //! and the mock.
 
-use std::env;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-
 use serde_json::Value;
 
-use crate::support::process::{Finished, Process};
+use crate::support::process::Finished;
 use crate::support::scratch::Scratch;
-use crate::support::servers::skip;
+use crate::support::toolchain::{Program, example};
 use crate::support::wait::until;
 use crate::support::world::{BOUND, Plan, World, users};
 
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-/// Only the example itself is compiled; its dependencies were compiled for the tests.
-const BUILD_BOUND: Duration = Duration::from_secs(300);
-
-/// One producer: a program and the arguments before its flags.
-pub(crate) struct Producer {
-    program: PathBuf,
-    first: Vec<PathBuf>,
-}
-
-impl Producer {
-    /// `None` means skip.
-    pub(crate) fn python() -> Option<Self> {
-        let python = tool("FANWISE_TEST_PYTHON")?;
-        Some(Self {
-            program: python,
-            first: vec![example("producer.py")],
-        })
-    }
-
-    /// Node.js looks for modules beside the file that imports them, so it runs a copy beside them.
-    fn node(folder: &Scratch) -> Option<Self> {
-        let modules = tool("FANWISE_TEST_NODE_PATH")?;
-        let folder = folder.path();
-        std::os::unix::fs::symlink(modules, folder.join("node_modules")).unwrap();
-        let copy = folder.join("producer.mjs");
-        std::fs::copy(example("producer.mjs"), &copy).unwrap();
-        Some(Self {
-            program: "node".into(),
-            first: vec![copy],
-        })
-    }
-
-    /// Built as this test was: into target/<profile>/examples, beside target/<profile>/deps/<test>.
-    async fn rust() -> Self {
-        let test = env::current_exe().unwrap();
-        let profile = test.parent().and_then(Path::parent).unwrap();
-        let name = profile.file_name().unwrap().to_str().unwrap();
-        let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-        // Variables that cargo sets for a test would make build scripts run again.
-        let of_the_test = env::vars()
-            .map(|(variable, _)| variable)
-            .filter(|variable| {
-                ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"]
-                    .iter()
-                    .any(|it| variable.starts_with(it))
-            });
-        let without: Vec<_> = of_the_test
-            .flat_map(|variable| ["-u".to_owned(), variable])
-            .collect();
-        let without: Vec<_> = without.iter().map(String::as_str).collect();
-        let build = [
-            cargo.as_str(),
-            "build",
-            "--quiet",
-            "--locked",
-            "--example",
-            "producer",
-            "--manifest-path",
-            concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
-            "--target-dir",
-            profile.parent().unwrap().to_str().unwrap(),
-            "--profile",
-            if name == "debug" { "dev" } else { name },
-        ];
-        let flags = [without.as_slice(), &build].concat();
-        let built = Process::start(Path::new("env"), &flags, &[], b"")
-            .finish(BUILD_BOUND)
-            .await;
-        assert_eq!(built.code, Some(0), "{}", built.stderr);
-        Self {
-            program: profile.join("examples/producer"),
-            first: Vec::new(),
-        }
-    }
-
-    /// Publishes to the world's exchange, unless the flags say otherwise.
-    pub(crate) async fn publish(&self, world: &World, key: &str, flags: &[&str]) -> Finished {
-        let exchange = format!("{}.jobs", world.name);
-        let usual = [
-            "--url",
-            &world.amqp,
-            "--client-msg-no",
-            key,
-            "--text",
-            "hello",
-        ];
-        let exchange = if flags.contains(&"--exchange") {
-            vec![]
-        } else {
-            vec!["--exchange", &exchange]
-        };
-        let flags: Vec<_> = [&usual, exchange.as_slice(), flags]
-            .concat()
-            .into_iter()
-            .map(PathBuf::from)
-            .collect();
-        Process::start(
-            &self.program,
-            &[self.first.as_slice(), &flags].concat(),
-            &[],
-            b"",
-        )
-        .finish(BOUND)
-        .await
-    }
-}
-
-fn tool(variable: &str) -> Option<PathBuf> {
-    let found = env::var_os(variable).filter(|value| !value.is_empty());
-    if found.is_none() {
-        skip(&format!("{variable} is not set; tests/run sets it"));
-    }
-    found.map(PathBuf::from)
-}
-
-fn example(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("examples")
-        .join(name)
+/// Publishes to the world's exchange, unless the flags say otherwise.
+pub(crate) async fn publish(
+    world: &World,
+    producer: &Program,
+    key: &str,
+    flags: &[&str],
+) -> Finished {
+    let exchange = format!("{}.jobs", world.name);
+    let usual = [
+        "--url",
+        &world.amqp,
+        "--client-msg-no",
+        key,
+        "--text",
+        "hello",
+    ];
+    let exchange = if flags.contains(&"--exchange") {
+        vec![]
+    } else {
+        vec!["--exchange", &exchange]
+    };
+    let flags = [&usual, exchange.as_slice(), flags].concat();
+    producer.start(&flags).finish(BOUND).await
 }
 
 /// The id of the job with this key.
@@ -186,10 +86,10 @@ fn assert_refused(finished: &Finished, reason: &str) {
 }
 
 /// The behaviour that every producer must have.
-async fn producer_keeps_its_word(world: World, producer: Producer) {
+async fn producer_keeps_its_word(world: World, producer: Program) {
     let folder = Scratch::new("lists");
     // Before the exchange exists, nothing is accepted.
-    let nowhere = producer.publish(&world, "early", &["--count", "3"]).await;
+    let nowhere = publish(&world, &producer, "early", &["--count", "3"]).await;
     assert_refused(&nowhere, "NOT_FOUND - no exchange");
     let worker = world.worker().await;
 
@@ -205,10 +105,10 @@ async fn producer_keeps_its_word(world: World, producer: Producer) {
         "--traceparent",
         TRACEPARENT,
     ];
-    assert_accepted(&producer.publish(&world, "list", &flags).await);
+    assert_accepted(&publish(&world, &producer, "list", &flags).await);
     let record = completed_with(&world, "list", everybody.len()).await;
     assert_eq!(record["accounts"]["sent"], everybody.len(), "{record}");
-    assert_accepted(&producer.publish(&world, "list", &flags).await);
+    assert_accepted(&publish(&world, &producer, "list", &flags).await);
     until("the repeat was read", BOUND, async || {
         (worker.metrics().await["fanwise_jobs_total{result=\"repeated\"}"] == 1.0).then_some(())
     })
@@ -231,7 +131,7 @@ async fn producer_keeps_its_word(world: World, producer: Producer) {
         .collect();
     let list = folder.write("long", long.join("\n"));
     let flags = ["--file", list.to_str().unwrap(), "--routing-key", "bulk"];
-    let finished = producer.publish(&world, "long", &flags).await;
+    let finished = publish(&world, &producer, "long", &flags).await;
     assert_accepted(&finished);
     assert!(
         finished.stdout.contains("17000 recipients in 2 message(s)"),
@@ -241,22 +141,26 @@ async fn producer_keeps_its_word(world: World, producer: Producer) {
     let record = completed_with(&world, "long", long.len()).await;
     assert_eq!(record["accounts"]["sent"], long.len(), "{record}");
 
-    assert_accepted(
-        &producer
-            .publish(&world, "count", &["--count", "2000"])
-            .await,
-    );
+    assert_accepted(&publish(&world, &producer, "count", &["--count", "2000"]).await);
     let record = completed_with(&world, "count", 2000).await;
     assert_eq!(record["accounts"]["sent"], 2000, "{record}");
 
     // A message that reaches no queue is not accepted, although the broker confirms it.
-    let nobody = producer
-        .publish(&world, "lost", &["--count", "3", "--routing-key", "nobody"])
-        .await;
+    let nobody = publish(
+        &world,
+        &producer,
+        "lost",
+        &["--count", "3", "--routing-key", "nobody"],
+    )
+    .await;
     assert_refused(&nobody, "returned");
-    let nowhere = producer
-        .publish(&world, "lost", &["--count", "3", "--exchange", "nowhere"])
-        .await;
+    let nowhere = publish(
+        &world,
+        &producer,
+        "lost",
+        &["--count", "3", "--exchange", "nowhere"],
+    )
+    .await;
     assert_refused(&nowhere, "NOT_FOUND - no exchange");
     // Nor is it without a broker.
     let away = [
@@ -265,7 +169,7 @@ async fn producer_keeps_its_word(world: World, producer: Producer) {
         "--count",
         "3",
     ];
-    let away = producer.publish(&world, "lost", &away).await;
+    let away = publish(&world, &producer, "lost", &away).await;
     assert!(
         away.code.is_some_and(|code| code != 0) && away.stdout.is_empty(),
         "{}",
@@ -281,7 +185,7 @@ async fn producer_keeps_its_word(world: World, producer: Producer) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_python_producer_keeps_its_word() {
-    let (Some(plan), Some(producer)) = (Plan::shared(), Producer::python()) else {
+    let (Some(plan), Some(producer)) = (Plan::shared(), Program::python("producer.py")) else {
         return;
     };
     producer_keeps_its_word(plan.start("python").await, producer).await;
@@ -289,18 +193,46 @@ async fn the_python_producer_keeps_its_word() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_node_producer_keeps_its_word() {
-    let Some(plan) = Plan::shared() else { return };
     let folder = Scratch::new("node");
-    let Some(producer) = Producer::node(&folder) else {
+    let producer = Program::node("producer.mjs", &folder);
+    let (Some(plan), Some(producer)) = (Plan::shared(), producer) else {
         return;
     };
     producer_keeps_its_word(plan.start("node").await, producer).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_go_producer_keeps_its_word() {
+    let folder = Scratch::new("go");
+    let producer = Program::go("producer.go", &folder).await;
+    let (Some(plan), Some(producer)) = (Plan::shared(), producer) else {
+        return;
+    };
+    producer_keeps_its_word(plan.start("go").await, producer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_java_producer_keeps_its_word() {
+    let folder = Scratch::new("java");
+    let producer = Program::java("Producer.java", &folder).await;
+    let (Some(plan), Some(producer)) = (Plan::shared(), producer) else {
+        return;
+    };
+    producer_keeps_its_word(plan.start("java").await, producer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_php_producer_keeps_its_word() {
+    let (Some(plan), Some(producer)) = (Plan::shared(), Program::php("producer.php")) else {
+        return;
+    };
+    producer_keeps_its_word(plan.start("php").await, producer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_rust_producer_keeps_its_word() {
     let Some(plan) = Plan::shared() else { return };
-    let producer = Producer::rust().await;
+    let producer = Program::rust("producer").await;
     producer_keeps_its_word(plan.start("rust").await, producer).await;
 }
 
@@ -312,7 +244,14 @@ fn the_producers_know_the_limits() {
         (JOB_RECIPIENTS_MAX, JOB_BYTES_MAX),
         (100_000, 4 * 1024 * 1024)
     );
-    for name in ["producer.rs", "producer.py", "producer.mjs"] {
+    for name in [
+        "producer.rs",
+        "producer.py",
+        "producer.mjs",
+        "producer.go",
+        "producer.php",
+        "Producer.java",
+    ] {
         let source = std::fs::read_to_string(example(name)).unwrap();
         assert!(
             source.contains("100_000") && source.contains("4 * 1024 * 1024"),

@@ -15,11 +15,11 @@ use futures_util::StreamExt as _;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties};
-use ring::hmac;
 use serde_json::{Value, json};
 
 use crate::api::Place;
 use crate::support::raw::Producer;
+use crate::support::signature::assert_signed;
 use crate::support::wait::until;
 use crate::support::world::{BOUND, Plan, Worker, World, users};
 
@@ -35,20 +35,10 @@ struct Received {
 impl Received {
     /// The event. Panics if the signature is wrong.
     fn verified(&self) -> Value {
-        let (id, signature) = (
-            &self.headers["idempotency-key"],
-            &self.headers["fanwise-signature"],
-        );
-        let digits = signature.strip_prefix("v1=").unwrap();
-        let signature: Vec<u8> = (0..digits.len())
-            .step_by(2)
-            .map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap())
-            .collect();
-        let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
-        let signed = [id.as_bytes(), b".", &self.body].concat();
-        hmac::verify(&key, &signed, &signature).unwrap();
+        let header = |name: &str| self.headers[name].as_str();
+        assert_signed(SECRET.as_bytes(), header, &self.body);
         let event: Value = serde_json::from_slice(&self.body).unwrap();
-        assert_eq!(event["id"], id.as_str());
+        assert_eq!(event["id"], header("webhook-id"));
         event
     }
 }

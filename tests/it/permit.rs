@@ -13,14 +13,11 @@ use axum::http::HeaderMap;
 use axum::routing::post;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use data_encoding::HEXLOWER;
 use fanwise::domain::ids::JobId;
 use fanwise::http::client::{Client, ClientSettings};
 use fanwise::http::tls::pinned;
-use fanwise::im::webhook::Signature;
 use fanwise::ports::Request;
 use fanwise_mock_im::{MockHandle, Settings, Version};
-use ring::hmac;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
@@ -29,6 +26,7 @@ use tokio_util::sync::DropGuard;
 use crate::support::mock;
 use crate::support::process::{Finished, Process, fanwise, run_fanwise};
 use crate::support::scratch::Scratch;
+use crate::support::signature::assert_signed;
 use crate::support::wait::until;
 use crate::support::world::{BOUND, Plan, free_port, users};
 
@@ -372,11 +370,8 @@ impl Moderator {
     }
 
     fn decide(&self, headers: &HeaderMap, body: &str) -> String {
-        let key = headers["idempotency-key"].as_bytes();
-        let secret = hmac::Key::new(hmac::HMAC_SHA256, b"m0derator");
-        let signed = hmac::sign(&secret, &[key, b".", body.as_bytes()].concat());
-        let signature = format!("v1={}", HEXLOWER.encode(signed.as_ref())).into_bytes();
-        assert_eq!(headers[Signature::HEADER].as_bytes(), signature);
+        let header = |name: &str| headers[name].to_str().unwrap();
+        assert_signed(b"m0derator", header, body.as_bytes());
         let question: Value = serde_json::from_str(body).unwrap();
         self.0.lock().unwrap().push(question.clone());
         match question["message"]["text"].as_str() {

@@ -4,7 +4,9 @@
 //! POST /hook/u1 HTTP/1.1
 //! content-type: application/json
 //! idempotency-key: 5f0c…-9a1e…          the job and its recipients; the same on every attempt
-//! fanwise-signature: v1=<hex>           if a secret is set
+//! webhook-id: 5f0c…-9a1e…               if a secret is set: the idempotency key,
+//! webhook-timestamp: 1764426000         the time of the attempt,
+//! webhook-signature: v1,<base64>        and the signature
 //!
 //! {"job":"5f0c…","app":"shop","client_msg_no":"promo-1","sender":"news",
 //!  "message":{"type":"text","text":"hello"},
@@ -26,10 +28,11 @@
 //! like JSON, is compressed, or is not UTF-8. For all other answers the status alone decides
 //! (`statuses`).
 //!
-//! The signature is HMAC-SHA-256 over `<idempotency key>.<body>`. It contains no time, so that a
-//! repeated call is identical byte for byte. A receiver that remembers the keys it has seen is
-//! idempotent and also safe from replayed requests; a time would only narrow the window.
+//! `signature` of the crate describes the signature. A receiver that remembers the idempotency keys
+//! it has seen is idempotent, and also safe from replayed requests.
 
+/// The JSON of calls and answers, for schemas.
+mod documents;
 /// Maps each status to a class.
 pub(in crate::im) mod statuses;
 /// Builds calls and reads their replies.
@@ -39,11 +42,11 @@ mod template;
 #[cfg(test)]
 mod tests;
 
+pub use documents::{AnswerDocument, CallDocument};
 pub use statuses::Statuses;
 pub use target::Webhook;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use ring::hmac;
 
 use self::target::Base;
 use self::template::{Template, Url};
@@ -51,6 +54,7 @@ use crate::domain::fields::Problem;
 use crate::domain::outcome::Class;
 use crate::ports::Profile;
 use crate::secret::Secret;
+use crate::signature::{ID, SIGNATURE, Scheme, Signer, TIMESTAMP};
 
 /// Settings of one endpoint.
 #[derive(Clone, Debug)]
@@ -98,17 +102,38 @@ impl Settings {
 #[derive(Clone, Debug)]
 pub struct Signature {
     pub secret: Secret,
-    /// Default [`Self::HEADER`].
+    /// Default [`Scheme::Standard`].
+    pub scheme: Scheme,
+    /// The header of [`Scheme::Fanwise`]. Default [`Scheme::FANWISE_HEADER`].
     pub header: String,
 }
 
 impl Signature {
-    pub const HEADER: &str = "fanwise-signature";
-
     pub fn new(secret: Secret) -> Self {
         Self {
             secret,
-            header: Self::HEADER.to_owned(),
+            scheme: Scheme::default(),
+            header: Scheme::FANWISE_HEADER.to_owned(),
+        }
+    }
+
+    fn signer(&self, problems: &mut Vec<Problem>) -> Option<Signer> {
+        let signer = Signer::new(&self.secret, self.scheme)
+            .map_err(|what| problems.push(Problem::new("signature_secret", what)));
+        let header = header_name(&self.header, "signature_header", problems)?;
+        if self.scheme == Scheme::Standard && self.header != Scheme::FANWISE_HEADER {
+            let what = "has no effect: Standard Webhooks names the headers; leave this out, or set \
+                        `signature_scheme` to \"fanwise\"";
+            problems.push(Problem::new("signature_header", what));
+        }
+        Some(signer.ok()?.with_header(header))
+    }
+
+    /// Whether the signature sets this header, so that no setting may.
+    fn sets(&self, name: &HeaderName) -> bool {
+        match self.scheme {
+            Scheme::Standard => [ID, TIMESTAMP, SIGNATURE].contains(name),
+            Scheme::Fanwise => self.header.eq_ignore_ascii_case(name.as_str()),
         }
     }
 }
@@ -141,15 +166,8 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
             "`{recipient}` cannot stand for many; leave it out or set `recipients_per_call` to 1";
         problems.push(Problem::new("url", what));
     }
-    let signature = settings.signature.as_ref().and_then(|signature| {
-        if signature.secret.expose().is_empty() {
-            let what = "a secret is expected, not an empty text";
-            problems.push(Problem::new("signature.secret", what));
-        }
-        let name = header_name(&signature.header, "signature.header", problems)?;
-        let key = signature.secret.expose().as_bytes();
-        Some((name, hmac::Key::new(hmac::HMAC_SHA256, key)))
-    });
+    let signer = settings.signature.as_ref();
+    let signer = signer.and_then(|signature| signature.signer(problems));
     let mut headers = HeaderMap::with_capacity(8);
     let json = HeaderValue::from_static("application/json");
     headers.insert(header::CONTENT_TYPE, json);
@@ -159,10 +177,8 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
         let Some(name) = header_name(name, &field, problems) else {
             continue;
         };
-        if signature
-            .as_ref()
-            .is_some_and(|(signed, _)| *signed == name)
-        {
+        let signature = settings.signature.as_ref();
+        if signature.is_some_and(|it| it.sets(&name)) {
             problems.push(Problem::new(&field, "the signature has this name"));
         }
         let template = Template::parse(value).and_then(|template| {
@@ -188,7 +204,7 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
     };
     let base = Base {
         headers,
-        signature,
+        signer,
         statuses,
     };
     Some(Webhook::new(profile, url?, templates, base))

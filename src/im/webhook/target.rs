@@ -6,20 +6,20 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use ring::hmac;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::template::{Opened, OpenedUrl, Template, Url};
 use super::{IDEMPOTENCY_KEY, Statuses};
-use crate::codec::{self, push_hex};
+use crate::codec::push_hex;
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::outcome::{Class, RefusalKind, TargetAnswer, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::reading::{all_but, excerpt, retry_after, token, unreadable};
-use crate::ports::{Calls, HttpReply, Profile, Request, Target};
+use crate::ports::{Calls, HttpReply, Profile, Request, Signing, Target};
+use crate::signature::Signer;
 
 /// One endpoint as a target.
 pub struct Webhook {
@@ -33,7 +33,7 @@ pub struct Webhook {
 /// The parts that all calls to an endpoint have in common.
 pub(super) struct Base {
     pub(super) headers: HeaderMap,
-    pub(super) signature: Option<(HeaderName, hmac::Key)>,
+    pub(super) signer: Option<Signer>,
     pub(super) statuses: Statuses,
 }
 
@@ -74,6 +74,14 @@ impl Target for Webhook {
         super::statuses::refusal_kind(code)
     }
 
+    fn sign(&self, request: &mut Request, signing: Signing) {
+        if let Some(signer) = &self.base.signer
+            && let Some(id) = request.headers.get(IDEMPOTENCY_KEY).cloned()
+        {
+            signer.sign(&mut request.headers, &id, signing.now_ms, &request.body);
+        }
+    }
+
     fn open(&self, head: &Arc<Head>) -> Box<dyn Calls> {
         let packed = self.profile.recipients_per_call > 1;
         let mut headers = self.base.headers.clone();
@@ -88,8 +96,9 @@ impl Target for Webhook {
         // Adds a placeholder entry for each header that a call fills in, so that a copy of the map
         // need not grow.
         let empty = HeaderValue::from_static("");
-        let signed = self.base.signature.iter().map(|(name, _)| name);
-        for name in per_recipient.iter().map(|(name, _)| name).chain(signed) {
+        let signed = self.base.signer.iter().flat_map(Signer::headers);
+        let filled = per_recipient.iter().map(|(name, _)| name.clone());
+        for name in filled.chain(signed) {
             headers.insert(name, empty.clone());
         }
         headers.insert(IDEMPOTENCY_KEY, empty);
@@ -154,9 +163,6 @@ impl Calls for WebhookCalls {
         key.extend_from_slice(self.job.as_bytes());
         key.push(b'-');
         push_hex(&mut key, &json::digest::<16>(recipients));
-        if let Some((name, secret)) = &self.base.signature {
-            headers.insert(name, header_value(codec::signature(secret, &key, &body)));
-        }
         headers.insert(IDEMPOTENCY_KEY, header_value(key));
         Request {
             method: Method::POST,

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use proptest::prelude::*;
+use ring::hmac;
 
 use super::*;
 use crate::domain::message::Content;
@@ -11,7 +14,7 @@ use crate::domain::outcome::{TargetAnswer, Verdict};
 use crate::domain::slice::Head;
 use crate::im::fixture::{AWKWARD, head, raw, reply, request, text, with_header};
 use crate::im::{TargetSettings, build};
-use crate::ports::Target;
+use crate::ports::{Request, Signing, Target};
 
 fn build_it(settings: Settings) -> Box<dyn Target> {
     build("hook", &TargetSettings::Webhook(settings)).unwrap()
@@ -28,12 +31,17 @@ fn packed() -> Box<dyn Target> {
     })
 }
 
+const NOW_MS: u64 = 1_700_000_000_123;
+
+fn signed(target: &dyn Target, head: Head, recipients: &[&str], now_ms: u64) -> Request {
+    let open = |head: &_| target.open(head);
+    let mut request = request(open, &Arc::new(head), recipients);
+    target.sign(&mut request, Signing { now_ms, nonce: 0 });
+    request
+}
+
 fn golden(target: &dyn Target, head: Head, recipients: &[&str]) -> String {
-    text(&request(
-        |head| target.open(head),
-        &Arc::new(head),
-        recipients,
-    ))
+    text(&signed(target, head, recipients, NOW_MS))
 }
 
 #[test]
@@ -59,7 +67,10 @@ fn a_packed_call_with_everything_set() {
             ("content-type".into(), "application/vnd.hook+json".into()),
         ],
         recipients_per_call: 2,
-        signature: Some(Signature::new(Secret::new("key"))),
+        signature: Some(Signature {
+            scheme: Scheme::Fanwise,
+            ..Signature::new(Secret::new("key"))
+        }),
         idempotent: true,
         ..Settings::new("http://x:8080?app={app}&no={client_msg_no}&job={job}")
     });
@@ -99,12 +110,13 @@ fn a_raw_message_is_passed_on_as_it_is() {
 fn a_signature_is_over_the_key_and_the_body() {
     let target = build_it(Settings {
         signature: Some(Signature {
+            scheme: Scheme::Fanwise,
             header: "X-Sig".into(),
             ..Signature::new(Secret::new("key"))
         }),
         ..Settings::new("https://x.example/hook")
     });
-    let request = target.open(&Arc::new(head())).request(&["u1"]);
+    let request = signed(&*target, head(), &["u1"], NOW_MS);
     let signed = [
         request.headers["idempotency-key"].as_bytes(),
         b".",
@@ -122,6 +134,34 @@ fn a_signature_is_over_the_key_and_the_body() {
         .collect();
     let key = hmac::Key::new(hmac::HMAC_SHA256, b"key");
     hmac::verify(&key, &signed, &bytes).unwrap();
+}
+
+/// Each attempt has the same id and its own time, as receivers of Standard Webhooks expect.
+#[test]
+fn a_repeat_is_signed_anew() {
+    let target = build_it(Settings {
+        signature: Some(Signature::new(Secret::new("whsec_a2V5"))),
+        ..Settings::new("https://x.example/hook")
+    });
+    let attempts = [NOW_MS, NOW_MS + 600_000].map(|now| signed(&*target, head(), &["u1"], now));
+    let [first, second] = &attempts;
+    assert_eq!(first.body, second.body);
+    for request in &attempts {
+        assert_eq!(
+            request.headers["webhook-id"],
+            request.headers["idempotency-key"]
+        );
+        let value = |name: &str| request.headers[name].to_str().unwrap();
+        let content = format!("{}.{}.", value("webhook-id"), value("webhook-timestamp"));
+        let content = [content.as_bytes(), &request.body].concat();
+        let signature = value("webhook-signature").strip_prefix("v1,").unwrap();
+        let signature = BASE64.decode(signature).unwrap();
+        let key = hmac::Key::new(hmac::HMAC_SHA256, b"key");
+        hmac::verify(&key, &content, &signature).unwrap();
+    }
+    assert_eq!(first.headers["webhook-id"], second.headers["webhook-id"]);
+    assert_eq!(first.headers["webhook-timestamp"], "1700000000");
+    assert_eq!(second.headers["webhook-timestamp"], "1700000600");
 }
 
 #[test]
@@ -210,7 +250,7 @@ fn wrong_settings_are_all_reported() {
             header("a b", "x"),
             header("Content-Length", "1"),
             header("traceparent", "1"),
-            header("fanwise-signature", "1"),
+            header("webhook-signature", "1"),
             header("x-a", "{nobody}"),
             header("x-b", "line\nline"),
             header("x-c", "{recipient}"),
@@ -226,11 +266,11 @@ fn wrong_settings_are_all_reported() {
         [
             "recipients_per_call",
             "url",
-            "signature.secret",
+            "signature_secret",
             "headers.a b",
             "headers.Content-Length",
             "headers.traceparent",
-            "headers.fanwise-signature",
+            "headers.webhook-signature",
             "headers.x-a",
             "headers.x-b",
             "headers.x-c",

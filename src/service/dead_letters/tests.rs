@@ -501,7 +501,7 @@ async fn a_redrive_keeps_the_rules_of_every_job_and_loses_no_letter() {
         bench.shop = shop;
         let url = BeforeAccept {
             url: "http://localhost/".parse().unwrap(),
-            secret: None,
+            signer: None,
             timeout: Duration::from_secs(1),
             allow_on_failure: false,
         };
@@ -521,7 +521,7 @@ async fn before_accept_changes_a_redriven_job_too() {
     let change = r#"{"decision":"change","message":{"type":"text","text":"other"}}"#;
     let url = BeforeAccept {
         url: "http://localhost/".parse().unwrap(),
-        secret: None,
+        signer: None,
         timeout: Duration::from_secs(1),
         allow_on_failure: false,
     };

@@ -6,12 +6,14 @@
 //! - [`certificates`]: a CA, and certificates that it signs.
 //! - [`mock`]: the mock IM server inside the test.
 //! - [`process`]: the built binary as a process that can be killed, stopped and read.
+//! - [`toolchain`]: the programs in `examples/`, built in the languages that this machine has.
+//! - [`signature`]: verifies and makes signatures of webhooks, apart from the code under test.
 //! - [`wait`]: waits for a condition, with a bound and a name.
 //! - [`world`]: a mock, a configuration and workers: one whole system to broadcast with.
 //! - [`scratch`]: folders that are deleted with the test.
 //!
 //! If a test needs something that this machine lacks, it prints "skipped: …" and passes. With
-//! `FANWISE_TEST_REQUIRE=1`, which `tests/run` sets, it fails.
+//! `FANWISE_TEST_REQUIRE=1`, which `tests/run` sets, it fails. Only Go, Java and PHP may be missing.
 
 pub(crate) mod certificates;
 pub(crate) mod mock;
@@ -20,5 +22,7 @@ pub(crate) mod raw;
 pub(crate) mod relay;
 pub(crate) mod scratch;
 pub(crate) mod servers;
+pub(crate) mod signature;
+pub(crate) mod toolchain;
 pub(crate) mod wait;
 pub(crate) mod world;
