@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
@@ -23,7 +23,7 @@ fn earlier() -> Option<PathBuf> {
     binary
 }
 
-async fn earlier_worker(world: &World, program: &PathBuf) -> Process {
+async fn earlier_worker(world: &World, program: &Path) -> Process {
     let arguments = ["worker", "--config", world.config()];
     let admin = [("FANWISE_ADMIN__LISTEN", "127.0.0.1:0")];
     let mut worker = Process::start(program, &arguments, &admin, b"");

@@ -110,7 +110,7 @@ impl Checked {
     }
 }
 
-fn refused(refused: Refused) -> Failure {
+fn failure(refused: &Refused) -> Failure {
     let exit = match refused {
         Refused::Problems(_) | Refused::Conflict(_) => Exit::BadInput,
         Refused::Forbidden(_) | Refused::Denied { .. } => Exit::NotPermitted,
@@ -125,7 +125,7 @@ impl Direct {
         let names = Names::of(&self.config)?;
         let mut checked: Option<Checked> = None;
         for body in &job.bodies {
-            let job = examine(&names, body, None).map_err(refused)?;
+            let job = examine(&names, body, None).map_err(|refused| failure(&refused))?;
             match &mut checked {
                 Some(checked) => {
                     checked.entries += job.recipients;
@@ -149,7 +149,7 @@ impl Direct {
         let nothing = || Failure::message(Exit::BadInput, "no recipients");
         let mut checked = checked.ok_or_else(nothing)?;
         checked.entry.entries = checked.entries;
-        keeps_rules(&names, &checked.asked).map_err(refused)?;
+        keeps_rules(&names, &checked.asked).map_err(|refused| failure(&refused))?;
         Ok(checked)
     }
 
@@ -169,10 +169,10 @@ impl Direct {
         let admission = LocalAdmission::of(&self.config, store)?;
         let bodies = job.bodies.iter().cloned().map(Bytes::from).collect();
         let considered = admission::consider(&admission, bodies, priority);
-        let considered = considered.await.map_err(refused)?;
+        let considered = considered.await.map_err(|refused| failure(&refused))?;
         if let Some((_, first)) = considered.messages.first() {
             let preview = admission::preview(&admission, first, PREVIEWS);
-            submitted.preview = preview.await.map_err(refused)?;
+            submitted.preview = preview.await.map_err(|refused| failure(&refused))?;
         }
         Ok(submitted)
     }
