@@ -66,12 +66,14 @@ impl Default for AppRules {
 }
 
 impl AppRules {
-    /// Its share of so many places: at least one of them.
+    /// Its share of so many places: at least one of them. Without a bound it is never full: its
+    /// priorities make way for each other also while it has all places.
     pub fn of(self, places: usize) -> AppShare {
         let most = places.saturating_mul(self.concurrency_max as usize) / 100;
+        let is_bounded = self.concurrency_max < 100;
         AppShare {
             weight: self.weight,
-            places_max: most.max(1),
+            places_max: if is_bounded { most.max(1) } else { usize::MAX },
         }
     }
 }

@@ -223,6 +223,23 @@ fn priorities_are_rates_over_any_ten_seconds() {
     }
 }
 
+/// An app without a bound may have all places, and its priorities share them all the same.
+#[test]
+fn priorities_of_one_app_share_all_places() {
+    let mut shared = SharedPlaces::new(4, ms(300));
+    let AppShare { weight, places_max } = AppRules::default().of(4);
+    shared.grant("a", weight, places_max);
+    for class in 0..3 {
+        shared.join(at(class, 0), ms(45_000));
+    }
+    for _ in 0..20 {
+        let shares = shared.run(ms(10_000));
+        for (class, weight) in (0..).zip(WEIGHTS) {
+            near(shares[&at(class, 0)], f64::from(weight) / 13.0, 0.05);
+        }
+    }
+}
+
 #[test]
 fn two_equal_jobs_get_the_same_over_any_ten_seconds() {
     for (one, other) in [(30, 30), (20_000, 20_000), (400, 20_000)] {
