@@ -50,7 +50,7 @@ const LIMIT: &str = "limit = \"140/s burst 7\"";
 /// The processes under test, and their mock.
 enum Bench {
     /// Workers with RabbitMQ and Redis, and a producer.
-    Servers(Box<World>, Vec<Worker>, amqp::Rabbit),
+    Servers(World, Vec<Worker>, amqp::Rabbit),
     Embedded(
         Place,
         #[allow(dead_code, reason = "it runs while it is held")] Process,
@@ -78,7 +78,7 @@ impl Bench {
             targets: vec!["im".to_owned()],
             ..amqp::Settings::new(&world.amqp)
         });
-        Some(Self::Servers(Box::new(world), running, producer.unwrap()))
+        Some(Self::Servers(world, running, producer.unwrap()))
     }
 
     async fn embedded(name: &str, scarce: Scarce) -> Self {
@@ -254,7 +254,7 @@ async fn everybody_gets_a_share(bench: Bench) {
         until_sent(mock, name, recipients).await;
     }
 
-    // An urgent job begins soon, too, and has 8 of 12 parts. Equal shares would be a third.
+    // An urgent job begins soon, too, and has 8 of 12 parts. Equal jobs would have a third.
     let high = json!({ "priority": "high" });
     let urgent = bench.send("a", "urgent", 2_000, &high).await;
     let waited = bench.begins_after(&urgent, "urgent").await;
@@ -300,14 +300,15 @@ fn check_priorities([high, normal, bulk]: [f64; 3]) {
     );
 }
 
-/// Jobs of 500 recipients of all priorities. The bulk ones use all capacity when the others arrive.
+/// Jobs of all priorities, with slices that take longer than a turn. All are of one app, which has
+/// all places. The bulk ones use all capacity when the others arrive.
 async fn priorities_are_rates(bench: Bench) {
     let mock = bench.mock();
-    for (priority, jobs) in [("bulk", 4), ("normal", 4), ("high", 6)] {
+    for (priority, jobs) in [("bulk", 2), ("normal", 2), ("high", 2)] {
         for number in 0..jobs {
             let name = format!("{priority}-{number}");
             let priority = json!({ "priority": priority });
-            bench.send("default", &name, 500, &priority).await;
+            bench.send("default", &name, 3_000, &priority).await;
         }
         if priority == "bulk" {
             until_sent(mock, "bulk", 100).await;
