@@ -29,8 +29,8 @@ pub(super) async fn resolve<B: Broker + RetainedQueues, S: Store, T: Transport>(
     params: Params,
     body: Held,
 ) -> Result<Json<Resolved>, Refusal> {
-    let request = parse(&body.bytes).map_err(Refusal::BadRequest)?;
     let record = find(&gateway, &job, params).await?;
+    let request = parse(&body.bytes).map_err(Refusal::BadRequest)?;
     let publisher = gateway.open()?.publisher;
     let secret = &gateway.context.settings.fingerprint_secret;
     let resolved = dead_letters::resolve(

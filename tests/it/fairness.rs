@@ -50,7 +50,7 @@ const LIMIT: &str = "limit = \"140/s burst 7\"";
 /// The processes under test, and their mock.
 enum Bench {
     /// Workers with RabbitMQ and Redis, and a producer.
-    Servers(World, Vec<Worker>, amqp::Rabbit),
+    Servers(Box<World>, Vec<Worker>, amqp::Rabbit),
     Embedded(
         Place,
         #[allow(dead_code, reason = "it runs while it is held")] Process,
@@ -78,7 +78,7 @@ impl Bench {
             targets: vec!["im".to_owned()],
             ..amqp::Settings::new(&world.amqp)
         });
-        Some(Self::Servers(world, running, producer.unwrap()))
+        Some(Self::Servers(Box::new(world), running, producer.unwrap()))
     }
 
     async fn embedded(name: &str, scarce: Scarce) -> Self {
