@@ -117,6 +117,12 @@ async fn a_scheduled_job_is_moved_cancelled_and_ends_at_its_deadline() {
     assert_eq!(record["accounts"]["sent"], 150, "{record}");
 
     world.json(&["target", "pause", "im"]).await;
+    until("the worker heeds the pause", BOUND, async || {
+        let metrics = worker.metrics().await;
+        let paused = metrics["fanwise_directives{action=\"pause\",scope=\"target\"}"];
+        (paused > 0.0).then_some(())
+    })
+    .await;
     let paused = world.send("paused", &users(150), &[]).await;
     world.json(&["job", "deadline", &paused, "+2s"]).await;
     let record = world.completed(&paused).await;
@@ -131,8 +137,9 @@ async fn a_scheduled_job_is_moved_cancelled_and_ends_at_its_deadline() {
 async fn a_tag_selects_jobs_and_the_trail_tells_the_story() {
     let place = Place::new("tags").await;
     let _process = place.serve().await;
-    place.json(&["target", "pause", "im"]).await;
-    let send = async |key: &str, tags: &[&str]| {
+    let later = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
+    let later = later.to_string();
+    let send = async |key: &str, tags: &[&str], more: &[&str]| {
         let list = users(150).join("\n");
         let mut arguments = vec![
             "send",
@@ -146,13 +153,14 @@ async fn a_tag_selects_jobs_and_the_trail_tells_the_story() {
         for tag in tags {
             arguments.extend(["--tag", tag]);
         }
-        arguments.push("--json");
+        arguments.extend(more);
         let sent = place.run(&arguments, list.as_bytes()).await;
         assert_eq!(sent.code, Some(0), "{}", sent.stderr);
     };
-    send("one", &["spring", "vip"]).await;
-    send("two", &["spring"]).await;
-    send("three", &[]).await;
+    let waits = ["--not-before", &later];
+    send("one", &["spring", "vip"], &waits).await;
+    send("two", &["spring"], &waits).await;
+    send("three", &[], &[]).await;
     let listed = place.json(&["job", "list", "--tag", "spring"]).await;
     assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
     let unsure = place.run(&["job", "cancel", "--tag", "spring"], b"").await;
@@ -183,8 +191,7 @@ async fn a_tag_selects_jobs_and_the_trail_tells_the_story() {
         assert!(!told.chars().any(char::is_control), "{told:?}");
     }
     // A later job with the tag is not reached.
-    place.json(&["target", "resume", "im"]).await;
-    send("four", &["spring"]).await;
+    send("four", &["spring"], &[]).await;
     assert_eq!(place.completed("four").await["accounts"]["sent"], 150);
     assert_eq!(place.completed("three").await["accounts"]["sent"], 150);
 }
