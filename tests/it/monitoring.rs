@@ -224,7 +224,12 @@ impl Prometheus {
             format!("--web.listen-address=127.0.0.1:{port}"),
         ];
         let process = Process::start(Path::new("prometheus"), &arguments, &[], b"");
-        until("Prometheus", BOUND, async || get(port, "/-/ready").await).await;
+        // Before that it answers with 503 and a text.
+        until("Prometheus", BOUND, async || {
+            let answer = get(port, "/-/ready").await?;
+            answer.contains("Ready").then_some(())
+        })
+        .await;
         let prometheus = Self {
             port,
             _process: process,

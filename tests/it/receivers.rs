@@ -88,7 +88,7 @@ async fn receiver_keeps_its_word(plan: Plan, name: &str, receiver: Program) {
     let target = |name: &str, url: &str, more: &str| {
         format!(
             "[targets.{name}]\ntype = \"webhook\"\nidempotent = true\nsignature_secret = {SECRET:?}\n\
-             url = \"http://127.0.0.1:{port}{url}\"\n{more}\n"
+             call_timeout = \"3s\"\nurl = \"http://127.0.0.1:{port}{url}\"\n{more}\n"
         )
     };
     let one = target("one", "/users/{recipient}/messages", "");

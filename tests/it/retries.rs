@@ -29,7 +29,7 @@ async fn retries_follow_the_app_then_the_target_and_stop_at_the_budget() {
     assert!(dead.values().all(|(_, code)| code == "503"), "{dead:?}");
     assert_eq!(world.mock.stats().requests, 200);
 
-    // A slice of 200 has 20 retries.
+    // The job is cut into slices of about 30 recipients; each has 10 retries, which is the least.
     let job = world.send("budget", &recipients, &[]).await;
     let record = world.completed(&job).await;
     assert_eq!(record["accounts"]["failed"], 200, "{record}");
@@ -38,18 +38,22 @@ async fn retries_follow_the_app_then_the_target_and_stop_at_the_budget() {
         dead.values().all(|(_, code)| code == "retry_budget"),
         "{dead:?}"
     );
-    assert_eq!(world.mock.stats().requests, 200 + 200 + 20);
+    let retries = world.mock.stats().requests - 400;
+    assert!(retries >= 20 && retries <= 80, "{retries}");
     let letters = world.json(&["dead", "list", "--job", &job]).await;
     let text = letters[0]["text"].as_str().unwrap();
     assert!(
         text.starts_with(
-            "the retry budget of the job is spent after 20 retries; the last answer was 503"
+            "the retry budget of the job is spent after 10 retries; the last answer was 503"
         ),
         "{text}"
     );
     let metrics = worker.metrics().await;
     assert_eq!(metrics["fanwise_unretried_total{target=\"im\"}"], 200.0);
-    assert_eq!(metrics["fanwise_retries_total{target=\"im\"}"], 20.0);
+    assert_eq!(
+        metrics["fanwise_retries_total{target=\"im\"}"],
+        retries as f64
+    );
 
     // What the budget left is sent later, and exactly once.
     let healthy = json!({ "error_503": null });
