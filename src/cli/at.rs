@@ -19,6 +19,7 @@ use crate::telemetry::{self, LogFilter, LogFormat};
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Server")]
 pub(super) struct ServerArgs {
+    #[allow(rustdoc::bare_urls, reason = "the text is also the help of the option")]
     /// Work through this server, such as https://fanwise.example.com, without the configuration of
     /// this machine [env: FANWISE_SERVER]
     #[arg(long, value_name = "URL", global = true, conflicts_with = "profile")]

@@ -1,7 +1,7 @@
 //! `fanwise send`: submits a job from the shell and, if asked to, waits until it is completed.
 //!
 //! [`messages`] writes the job from the flags. [`confirmation`] asks whether all users are meant.
-//! [`dry_run`] shows what would be sent.
+//! [`dry_run()`] shows what would be sent.
 
 mod confirmation;
 mod dry_run;

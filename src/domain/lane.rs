@@ -6,7 +6,7 @@
 //! - Small jobs have express lanes. The configured apps are dealt out to them in turn, so a flood of
 //!   small jobs of one app delays only the apps of its lane: none, with up to four apps.
 //! - Each priority has eight sub-lanes. The ledger assigns a job, when it is accepted, to the
-//!   sub-lane with the least open work ([`least_open`]), and all its slices stay there. Jobs of a
+//!   sub-lane with the least open work (`least_open`), and all its slices stay there. Jobs of a
 //!   priority stand in line only when more of them are open than there are sub-lanes.
 //! - The last sub-lane takes no job of more than `MEDIUM_RECIPIENTS_MAX`, and one app's jobs take
 //!   at most `APP_SUB_LANES_MAX`. So however many large jobs an app has open, a medium job, and a

@@ -39,7 +39,7 @@ async fn retries_follow_the_app_then_the_target_and_stop_at_the_budget() {
         "{dead:?}"
     );
     let retries = world.mock.stats().requests - 400;
-    assert!(retries >= 20 && retries <= 80, "{retries}");
+    assert!((20..=80).contains(&retries), "{retries}");
     let letters = world.json(&["dead", "list", "--job", &job]).await;
     let text = letters[0]["text"].as_str().unwrap();
     assert!(
