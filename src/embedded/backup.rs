@@ -25,7 +25,11 @@ impl Backup for EmbeddedBroker {
     fn copy_to(&self, file: File) -> Result<(), BackupError> {
         // An error may be that of the copy, so it says nothing about the store.
         let copied = sheltered(|| copy(&self.disk().begin_read()?, file));
-        copied.map_err(|error| BackupError(Box::new(error)))
+        copied.map_err(|error| match error {
+            // Reading fills no disk, so it is the disk of the copy.
+            StorageError::Full(error) => BackupError::Full(std::io::Error::other(error)),
+            error => BackupError::Failed(Box::new(error)),
+        })
     }
 }
 

@@ -13,7 +13,6 @@ use tokio::io::AsyncReadExt as _;
 use super::Gateway;
 use super::params::NoParams;
 use super::problem::Refusal;
-use super::spool::full;
 use crate::error::chain;
 use crate::ports::{Broker, Store, Transport};
 
@@ -32,13 +31,20 @@ pub(super) async fn backup<B: Broker, S: Store, T: Transport>(
             let what = "the data is in RabbitMQ and Redis: back these up, see docs/backup.md";
             return Err(Refusal::NotFound(what.to_owned()));
         };
-        let mut file = tempfile::tempfile_in(&folder).map_err(|error| full(&error))?;
-        let copy = file.try_clone().map_err(|error| full(&error))?;
-        backup
-            .copy_to(copy)
-            .map_err(|error| Refusal::Unavailable(chain(&error)))?;
-        let size = file.metadata().map_err(|error| full(&error))?.len();
-        file.rewind().map_err(|error| full(&error))?;
+        let place = |error: &dyn std::error::Error| {
+            let what = format!(
+                "gateway.upload_dir ({}): {}",
+                folder.display(),
+                chain(error)
+            );
+            tracing::error!("a copy cannot be made in {what}");
+            Refusal::Unavailable(format!("a copy cannot be made in {what}"))
+        };
+        let mut file = tempfile::tempfile_in(&folder).map_err(|error| place(&error))?;
+        let copy = file.try_clone().map_err(|error| place(&error))?;
+        backup.copy_to(copy).map_err(|error| place(&error))?;
+        let size = file.metadata().map_err(|error| place(&error))?.len();
+        file.rewind().map_err(|error| place(&error))?;
         Ok((file, size))
     });
     let copied = copied.await;

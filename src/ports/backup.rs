@@ -11,5 +11,9 @@ pub trait Backup: Send + Sync {
 
 /// There is no whole copy; the file is of no use.
 #[derive(Debug, thiserror::Error)]
-#[error("the copy cannot be made")]
-pub struct BackupError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
+pub enum BackupError {
+    #[error("there is no space for the copy")]
+    Full(#[source] std::io::Error),
+    #[error("the copy cannot be made")]
+    Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
