@@ -42,6 +42,13 @@ fn problems(toml: &str, environment: &[(&str, &str)]) -> Vec<String> {
         .collect()
 }
 
+/// The warnings of a configuration without problems.
+fn warnings(toml: &str, environment: &[(&str, &str)]) -> Vec<String> {
+    let findings = loaded(toml, environment).findings;
+    assert!(findings.problems.is_empty(), "{:#?}", findings.problems);
+    findings.warnings.iter().map(ToString::to_string).collect()
+}
+
 /// Asserts that these lines, added to the settings always needed, cause exactly one problem, which
 /// contains this text.
 fn assert_one_problem(more: &str, expected: &str) {
@@ -358,21 +365,10 @@ fn a_level_that_is_none_is_refused() {
 /// A cluster injects variables of its own, so an unknown variable must not prevent the start.
 #[test]
 fn unknown_variables_are_warned_about() {
-    let loaded = loaded(
+    let warnings = warnings(
         LEAST,
         &[("FANWISE_BROKER__PORT", "5672"), ("FANWISE_WOKER__X", "1")],
     );
-    assert!(
-        loaded.findings.problems.is_empty(),
-        "{:#?}",
-        loaded.findings.problems
-    );
-    let warnings: Vec<_> = loaded
-        .findings
-        .warnings
-        .iter()
-        .map(ToString::to_string)
-        .collect();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(
         warnings

@@ -173,6 +173,11 @@ impl Lane {
         }
     }
 
+    /// Whether its slices are the whole of a small job each.
+    pub fn is_of_small_jobs(&self) -> bool {
+        matches!(self.class, LaneClass::Express(_))
+    }
+
     /// The lane of a job of this lane after its priority was changed. Small jobs have one lane for
     /// all priorities.
     #[must_use]

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
+use super::lane::Lane;
 use super::schedule::Schedule;
 
-/// The retries that every slice may make, whatever the budget: the share of a small slice would be
-/// less than one.
+/// The retries that a small job may make, whatever the budget: its share would be less than one.
 pub const RETRIES_MIN: u32 = 10;
 
 /// How the recipients of a job are retried at a target.
@@ -46,12 +46,16 @@ impl RetryPolicy {
 
     /// The retries that a slice of so many list entries may make. The slices of a job are counted
     /// apart, and each carries its own count. So all workers together keep the share of the job,
-    /// without a question to the ledger.
-    pub fn retries_max(&self, entries: u32) -> u32 {
+    /// apart from one rounding for each slice, without a question to the ledger.
+    pub fn retries_max(&self, entries: u32, lane: &Lane) -> u32 {
         let Some(share) = self.budget else {
             return u32::MAX;
         };
-        ((share * f64::from(entries)).ceil() as u32).max(RETRIES_MIN)
+        let retries = (share * f64::from(entries)).ceil() as u32;
+        match lane.is_of_small_jobs() {
+            true => retries.max(RETRIES_MIN),
+            false => retries,
+        }
     }
 }
 
@@ -105,25 +109,34 @@ mod tests {
 
     #[test]
     fn a_budget_is_a_share_of_the_recipients_and_never_nothing() {
-        let of = |share, entries| policy(share).retries_max(entries);
-        assert_eq!(of(None, 1), u32::MAX);
-        for (entries, retries) in [(1, 10), (100, 10), (101, 11), (500, 50), (100_000, 10_000)] {
-            assert_eq!(of(Some(0.1), entries), retries, "{entries}");
+        let of =
+            |share, entries, lane: &str| policy(share).retries_max(entries, &lane.parse().unwrap());
+        assert_eq!(of(None, 1, "im.express"), u32::MAX);
+        for (entries, lane, retries) in [
+            (1, "im.express", 10),
+            (100, "im.express", 10),
+            (29, "im.normal.1", 3),
+            (101, "im.normal.1", 11),
+            (500, "im.bulk.0", 50),
+            (100_000, "im.high.2", 10_000),
+        ] {
+            assert_eq!(of(Some(0.1), entries, lane), retries, "{entries}");
         }
     }
 
     proptest! {
-        /// However a job is cut, its slices together retry no more than its share, one rounding
-        /// and the free retries of each slice.
+        /// However a large job is cut, its slices together retry no more than its share and one
+        /// rounding for each slice.
         #[test]
         fn the_slices_of_a_job_keep_its_share(
             slices in prop::collection::vec(1u32..5_000, 1..50), share in 0.0f64..4.0,
         ) {
             let all: u64 = slices.iter().map(|it| u64::from(*it)).sum();
             let policy = policy(Some(share));
-            let retries: u64 = slices.iter().map(|it| u64::from(policy.retries_max(*it))).sum();
-            let free = slices.len() as f64 * f64::from(RETRIES_MIN + 1);
-            prop_assert!(retries as f64 <= share * all as f64 + free);
+            let lane: Lane = "im.normal.0".parse().unwrap();
+            let retries: u64 = slices.iter().map(|it| u64::from(policy.retries_max(*it, &lane))).sum();
+            let rounding = slices.len() as f64;
+            prop_assert!(retries as f64 <= share * all as f64 + rounding);
         }
     }
 }

@@ -260,7 +260,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             rules: Rules {
                 attempts_max: retry.attempts_max,
                 on_uncertain: slice.head.on_uncertain.unwrap_or(target.on_uncertain),
-                retries_max: retry.retries_max(slice.entries),
+                retries_max: retry.retries_max(slice.entries, &slice.lane),
             },
             retry: retry.schedule,
             traceparent,

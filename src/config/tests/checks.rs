@@ -1,6 +1,6 @@
 //! Settings that are wrong by themselves or together, and settings that are probably a mistake.
 
-use super::{LEAST, assert_one_problem, loaded, problems};
+use super::{LEAST, assert_one_problem, loaded, problems, warnings};
 use crate::config::*;
 
 #[test]
@@ -127,18 +127,7 @@ fn settings_that_are_wrong_together_are_refused() {
 #[test]
 fn an_app_without_a_target_is_warned_about_when_there_are_several() {
     let more = "targets.other = { type = \"wukongim\", url = \"http://other\", version = \"v2\" }";
-    let loaded = loaded(&format!("{LEAST}\n{more}"), &[]);
-    assert!(
-        loaded.findings.problems.is_empty(),
-        "{:#?}",
-        loaded.findings.problems
-    );
-    let warnings: Vec<_> = loaded
-        .findings
-        .warnings
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let warnings = warnings(&format!("{LEAST}\n{more}"), &[]);
     assert_eq!(
         warnings,
         ["apps.default.target: no default target: its jobs must name one"]

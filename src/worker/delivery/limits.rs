@@ -9,7 +9,6 @@ use tokio::time::{Instant, timeout};
 use super::{DeliveryScope, Pause};
 use crate::clock::now_ms;
 use crate::domain::directive::{Board, SliceControl};
-use crate::domain::lane::LaneClass;
 use crate::domain::limits::Cost;
 use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again};
 use crate::domain::throttle::{self, Ask, KEPT, LimitKey, Used};
@@ -213,7 +212,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             limits: limits.collect(),
             recipients: u32::try_from(recipients).unwrap_or(u32::MAX),
             per_call: u32::try_from(self.per_call).unwrap_or(u32::MAX),
-            small_job: matches!(self.slice.lane.class, LaneClass::Express(_)),
+            small_job: self.slice.lane.is_of_small_jobs(),
         }
     }
 
