@@ -128,8 +128,8 @@ impl Access {
         &self,
         filter: &JobFilter,
         most: usize,
-    ) -> Result<Vec<JobRecord>, Failure> {
-        let mut jobs: Vec<JobRecord> = Vec::new();
+    ) -> Result<Vec<JobDetail>, Failure> {
+        let mut jobs: Vec<JobDetail> = Vec::new();
         let mut next: Option<String> = None;
         while jobs.len() < most {
             let page = (most - jobs.len()).min(jobs::LIST_MAX);
@@ -145,7 +145,7 @@ impl Access {
                 }
                 Self::Server(server) => server.jobs(filter, page, next.as_deref()).await?,
             };
-            jobs.extend(list.jobs.into_iter().map(|job| job.record));
+            jobs.extend(list.jobs);
             next = list.next;
             if next.is_none() {
                 break;

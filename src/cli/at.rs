@@ -132,6 +132,15 @@ impl At {
             }
         })
     }
+
+    /// The configuration of this machine, for what no server does.
+    pub(super) fn only_here(&self, what: &str) -> Result<Config, Failure> {
+        if self.args.server.is_some() || self.args.profile.is_some() {
+            let what = format!("{what}: leave out --server and --profile");
+            return Err(Failure::message(Exit::Usage, what));
+        }
+        checked_config(self.file.as_deref(), |_, _| {})
+    }
 }
 
 /// The server that is named; `None` if none is. A flag beats a variable, and a token goes only to

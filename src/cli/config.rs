@@ -1,32 +1,45 @@
 //! `fanwise config check` and `fanwise config show`.
 
+mod init;
+
 use std::path::Path;
 
 use clap::Subcommand;
 use serde_json::json;
 
+use self::init::System;
 use super::{load_config, output};
 use crate::config::Origin;
 use crate::exit::{Exit, Failure};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
+    /// Write a small configuration to begin with, ./fanwise.toml unless --config names another file
+    Init {
+        /// System that it is for
+        #[arg(value_enum, default_value = "webhook")]
+        system: System,
+        /// Print it and write no file
+        #[arg(short, long)]
+        print: bool,
+    },
     /// Report every problem with its key; exit 78 if there is one
     Check {
         /// Print one JSON object
-        #[arg(long)]
+        #[arg(short, long)]
         json: bool,
     },
     /// Show every setting in force and where it comes from; secrets stay hidden
     Show {
         /// Print one JSON object
-        #[arg(long)]
+        #[arg(short, long)]
         json: bool,
     },
 }
 
 pub(super) fn run(command: &ConfigCommand, file: Option<&Path>) -> Result<Exit, Failure> {
     match command {
+        ConfigCommand::Init { system, print } => init::init(*system, *print, file),
         ConfigCommand::Check { json } => check(file, *json),
         ConfigCommand::Show { json } => show(file, *json),
     }

@@ -7,7 +7,8 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::access::Access;
 use super::at::At;
-use super::output;
+use super::target_test::TestArgs;
+use super::{directives, output, target_test};
 use crate::clock::rfc3339;
 use crate::domain::directive::{Action, Scope, Subject};
 use crate::domain::limits::Rate;
@@ -28,7 +29,7 @@ pub(super) struct Words {
     #[arg(long, env = "USER", hide_env_values = true)]
     author: Option<String>,
     /// Print one JSON object
-    #[arg(long)]
+    #[arg(short, long)]
     pub(super) json: bool,
 }
 
@@ -47,12 +48,18 @@ impl Words {
 #[derive(Debug, Args)]
 pub(super) struct Expiry {
     /// End it after this time, such as 30m; without this, it lasts until it is ended
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, visible_alias = "for", value_name = "TIME", value_parser = parse_duration)]
     pub(super) expires_in: Option<Duration>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AppCommand {
+    /// List the apps: their targets and limits, and whether they send
+    List {
+        /// Print a JSON array
+        #[arg(short, long)]
+        json: bool,
+    },
     /// Send nothing for this app until it is resumed
     Pause {
         /// Name of the app in the configuration
@@ -76,9 +83,11 @@ pub(super) enum TargetCommand {
     /// List all targets: whether they send, and if not, why
     List {
         /// Print a JSON array
-        #[arg(long)]
+        #[arg(short, long)]
         json: bool,
     },
+    /// Send one message to one user through this target; show the request and the answer
+    Test(TestArgs),
     /// Send nothing to this target for a while
     Park {
         /// Name of the target in the configuration
@@ -119,7 +128,7 @@ pub(super) enum LimitsCommand {
     /// Show the limits of all targets and apps, and of jobs whose rate was set
     Show {
         /// Print a JSON array
-        #[arg(long)]
+        #[arg(short, long)]
         json: bool,
     },
     /// Set a limit for all workers; it takes effect within a second
@@ -149,6 +158,7 @@ pub(super) async fn app(command: AppCommand, at: At) -> Result<Exit, Failure> {
     let access = at.open_with_ledger()?;
     let subject = |app| Subject::new(Scope::App, app);
     match command {
+        AppCommand::List { json } => list_apps(&access, json).await,
         AppCommand::Pause { app, expiry, words } => {
             tell(
                 &access,
@@ -165,17 +175,31 @@ pub(super) async fn app(command: AppCommand, at: At) -> Result<Exit, Failure> {
 }
 
 pub(super) async fn target(command: TargetCommand, at: At) -> Result<Exit, Failure> {
-    let access = at.open_with_ledger()?;
     let subject = |target| Subject::new(Scope::Target, target);
     match command {
-        TargetCommand::List { json } => list(&access.targets().await?, json),
+        TargetCommand::Test(args) => target_test::run(args, at).await,
+        TargetCommand::List { json } => list(&at.open_with_ledger()?.targets().await?, json),
         TargetCommand::Park {
             target,
             lasts,
             words,
-        } => tell(&access, Command::Park(target), &words, Some(lasts)).await,
+        } => {
+            tell(
+                &at.open_with_ledger()?,
+                Command::Park(target),
+                &words,
+                Some(lasts),
+            )
+            .await
+        }
         TargetCommand::Unpark { target, words } => {
-            tell(&access, Command::Unpark(target), &words, None).await
+            tell(
+                &at.open_with_ledger()?,
+                Command::Unpark(target),
+                &words,
+                None,
+            )
+            .await
         }
         TargetCommand::Pause {
             target,
@@ -183,10 +207,16 @@ pub(super) async fn target(command: TargetCommand, at: At) -> Result<Exit, Failu
             words,
         } => {
             let command = Command::Pause(subject(target));
-            tell(&access, command, &words, expiry.expires_in).await
+            tell(&at.open_with_ledger()?, command, &words, expiry.expires_in).await
         }
         TargetCommand::Resume { target, words } => {
-            tell(&access, Command::Resume(subject(target)), &words, None).await
+            tell(
+                &at.open_with_ledger()?,
+                Command::Resume(subject(target)),
+                &words,
+                None,
+            )
+            .await
         }
     }
 }
@@ -279,6 +309,37 @@ fn lines(command: &Command, result: &ControlResult) -> Vec<String> {
         });
     }
     lines
+}
+
+async fn list_apps(access: &Access, as_json: bool) -> Result<Exit, Failure> {
+    let apps = access.apps().await?;
+    if as_json {
+        output::json(&apps)?;
+        return Ok(Exit::Ok);
+    }
+    let directives = access.directives_if_permitted().await?;
+    let rows: Vec<_> = apps
+        .iter()
+        .map(|app| {
+            let (state, why) = match &directives {
+                None => ("not shown to an app".to_owned(), String::new()),
+                Some(all) => match directives::pause_of(all, &app.name) {
+                    Some(pause) => ("paused".to_owned(), pause.to_string()),
+                    None => ("moving".to_owned(), String::new()),
+                },
+            };
+            let target = app.default_target.clone();
+            vec![
+                app.name.clone(),
+                target.unwrap_or_else(|| "(each job names one)".to_owned()),
+                rate_text(app.limit, false),
+                state,
+                why,
+            ]
+        })
+        .collect();
+    output::table(&["APP", "TARGET", "LIMIT", "STATE", "WHY"], &rows)?;
+    Ok(Exit::Ok)
 }
 
 fn list(targets: &[TargetView], as_json: bool) -> Result<Exit, Failure> {

@@ -24,16 +24,22 @@ pub(super) enum DeadCommand {
     List {
         #[command(flatten)]
         filter: Filter,
+        /// Most recipients to list [default: all]
+        #[arg(short, long, value_name = "NUMBER")]
+        limit: Option<usize>,
         /// Print a JSON array
-        #[arg(long)]
+        #[arg(short, long)]
         json: bool,
     },
     /// Show everything about dead letters, including the message
     Show {
         #[command(flatten)]
         filter: Filter,
+        /// Most recipients to show [default: all]
+        #[arg(short, long, value_name = "NUMBER")]
+        limit: Option<usize>,
         /// Print a JSON array
-        #[arg(long)]
+        #[arg(short, long)]
         json: bool,
     },
     /// Export dead letters for other programs, as NDJSON or CSV
@@ -50,19 +56,19 @@ pub(super) enum DeadCommand {
         #[command(flatten)]
         filter: Filter,
         /// Confirm the removal
-        #[arg(long)]
+        #[arg(short, long)]
         yes: bool,
         /// Only count, and remove nothing
         #[arg(long, conflicts_with = "yes")]
         dry_run: bool,
         /// Print one JSON object
-        #[arg(long)]
+        #[arg(short, long)]
         json: bool,
     },
     /// List rejected messages, which were no valid jobs, with the reason
     Rejected {
         /// Print a JSON array that includes the bodies
-        #[arg(long)]
+        #[arg(short, long)]
         json: bool,
     },
 }
@@ -74,9 +80,12 @@ pub(super) struct RedriveArgs {
     /// Include uncertain recipients, which may have got the message: they may get it twice
     #[arg(long)]
     uncertain: bool,
-    /// Redrive all dead letters without asking
-    #[arg(long, visible_alias = "all")]
+    /// Redrive without asking
+    #[arg(short, long, visible_alias = "all")]
     yes: bool,
+    /// Ask before sending again to more recipients than this
+    #[arg(long, value_name = "RECIPIENTS", default_value_t = 1000)]
+    confirm_above: u64,
     /// Only count, and send nothing
     #[arg(long)]
     dry_run: bool,
@@ -87,7 +96,7 @@ pub(super) struct RedriveArgs {
     #[arg(long, value_parser = ["high", "normal", "bulk"], default_value = "normal")]
     priority: String,
     /// Print one JSON object
-    #[arg(long)]
+    #[arg(short, long)]
     json: bool,
 }
 
@@ -104,10 +113,10 @@ pub(super) struct Filter {
     #[arg(long)]
     job: Option<String>,
     /// Only this app
-    #[arg(long)]
+    #[arg(short, long)]
     app: Option<String>,
     /// Only this target
-    #[arg(long)]
+    #[arg(short, long)]
     target: Option<String>,
     /// Only this recipient
     #[arg(long)]
@@ -161,11 +170,25 @@ impl Filter {
 pub(super) async fn run(command: DeadCommand, at: At) -> Result<Exit, Failure> {
     let access = at.open(|_, _| {})?;
     match command {
-        DeadCommand::List { filter, json } => {
-            list(&load(&access, &filter.document()?, false).await?, json)
+        DeadCommand::List {
+            filter,
+            limit,
+            json,
+        } => {
+            let rows = load(&access, &filter.document()?, false).await?;
+            list(first(&rows, limit), json)?;
+            tell_left_out(rows.len(), limit);
+            Ok(Exit::Ok)
         }
-        DeadCommand::Show { filter, json } => {
-            show(&load(&access, &filter.document()?, true).await?, json)
+        DeadCommand::Show {
+            filter,
+            limit,
+            json,
+        } => {
+            let rows = load(&access, &filter.document()?, true).await?;
+            show(first(&rows, limit), json)?;
+            tell_left_out(rows.len(), limit);
+            Ok(Exit::Ok)
         }
         DeadCommand::Export { filter, format } => {
             export(&load(&access, &filter.document()?, false).await?, format)
@@ -185,6 +208,17 @@ pub(super) async fn run(command: DeadCommand, at: At) -> Result<Exit, Failure> {
             purge(&access, &request, dry_run, json).await
         }
         DeadCommand::Rejected { json } => rejected(&access, json).await,
+    }
+}
+
+fn first(rows: &[DeadRow], limit: Option<usize>) -> &[DeadRow] {
+    &rows[..rows.len().min(limit.unwrap_or(usize::MAX))]
+}
+
+fn tell_left_out(all: usize, limit: Option<usize>) {
+    let left = all.saturating_sub(limit.unwrap_or(usize::MAX));
+    if left > 0 {
+        tracing::info!("{} more are left out by --limit", grouped(left as u64));
     }
 }
 
@@ -284,23 +318,29 @@ async fn redrive(access: &Access, args: RedriveArgs) -> Result<Exit, Failure> {
         priority: args.priority.parse().unwrap_or_default(),
         filter,
     };
-    let request = confirmed(access, request).await?;
+    let request = confirmed(access, request, args.confirm_above).await?;
     let done = access.redrive(&request).await?;
     if args.json {
         output::json(&done)?;
     } else {
         tell_redriven(&done)?;
     }
-    Ok(match done.refused.is_empty() {
-        true => Exit::Ok,
-        false => Exit::BadInput,
+    Ok(match (done.refused.is_empty(), done.not_purged) {
+        (false, _) => Exit::BadInput,
+        // Repeat the command once a worker has accepted the new job.
+        (true, 1..) => Exit::Temporary,
+        (true, 0) => Exit::Ok,
     })
 }
 
-/// Asks for a confirmation if there is no filter: the command then sends again to every failed
-/// recipient in every job of every app.
-async fn confirmed(access: &Access, request: RedriveRequest) -> Result<RedriveRequest, Failure> {
-    if !request.filter.is_empty() || request.confirm || request.dry_run {
+/// Asks for a confirmation if there is no filter, because the command then sends again to every
+/// failed recipient in every job of every app, and if it would send to more than `above`.
+async fn confirmed(
+    access: &Access,
+    request: RedriveRequest,
+    above: u64,
+) -> Result<RedriveRequest, Failure> {
+    if request.confirm || request.dry_run {
         return Ok(request);
     }
     let counting = RedriveRequest {
@@ -309,15 +349,23 @@ async fn confirmed(access: &Access, request: RedriveRequest) -> Result<RedriveRe
         ..request.clone()
     };
     let found = access.redrive(&counting).await?;
+    let selects = !request.filter.is_empty();
+    if selects && found.recipients <= above {
+        return Ok(request);
+    }
+    let all = match selects {
+        true => "",
+        false => ", all those with dead letters",
+    };
     let what = format!(
-        "this sends again to {} recipient(s), all those with dead letters of {} job(s)",
+        "this sends again to {} recipient(s){all} of {} job(s)",
         grouped(found.recipients),
         grouped(found.jobs_total)
     );
     let refused = |what| Err(Failure::message(Exit::Usage, what));
     if !std::io::stdin().is_terminal() {
         return refused(format!(
-            "nothing was sent: {what}; select some, such as with --job, or confirm it with --yes"
+            "nothing was sent: {what}; select fewer, such as with --job, or confirm it with --yes"
         ));
     }
     match output::is_meant(&what)? {

@@ -54,7 +54,7 @@ pub(super) struct DemoArgs {
     #[arg(long, conflicts_with = "json")]
     stay: bool,
     /// Print the result as one JSON object
-    #[arg(long)]
+    #[arg(short, long)]
     json: bool,
 }
 

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
     /// Print one JSON object
-    #[arg(long)]
+    #[arg(short, long)]
     json: bool,
 }
 

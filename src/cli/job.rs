@@ -10,16 +10,18 @@ use super::control::{Expiry, Words, parse_rate, tell};
 use super::many::{self, JobsName};
 use super::output::grouped;
 use super::questions::{self, RecipientsArgs, UncertainArgs};
-use super::{output, progress};
-use crate::clock::{now_ms, rfc3339};
+use super::{output, progress, when};
+use crate::clock::now_ms;
+use crate::domain::accounts::Accounts;
 use crate::domain::directive::{Scope, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::domain::letters::{moment, not_a_moment};
+use crate::domain::outcome::Outcome;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::ports::{JobFilter, JobState};
-use crate::service::api::Verification;
-use crate::service::control::{Command, ManyCommand, end_time, start_time};
+use crate::service::api::{JobDetail, Verification};
+use crate::service::control::{Cause, Command, ManyCommand, end_time, start_time};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum JobCommand {
@@ -113,16 +115,22 @@ pub(super) enum JobCommand {
 #[derive(Debug, clap::Args)]
 pub(super) struct ListArgs {
     /// Most jobs to list
-    #[arg(long, default_value_t = 20)]
-    most: usize,
+    #[arg(
+        short,
+        long,
+        alias = "most",
+        value_name = "NUMBER",
+        default_value_t = 20
+    )]
+    limit: usize,
     /// Only jobs of this app
-    #[arg(long)]
+    #[arg(short, long)]
     app: Option<String>,
     /// Only jobs to this target
-    #[arg(long)]
+    #[arg(short, long)]
     target: Option<String>,
     /// Only jobs in this state
-    #[arg(long, value_parser = ["accepted", "running", "completed"])]
+    #[arg(short, long, value_parser = ["accepted", "running", "completed"])]
     state: Option<String>,
     /// Only jobs with this client_msg_no
     #[arg(long)]
@@ -140,7 +148,7 @@ pub(super) struct ListArgs {
     #[arg(long, value_parser = time)]
     until: Option<u64>,
     /// Print a JSON array
-    #[arg(long)]
+    #[arg(short, long)]
     json: bool,
 }
 
@@ -193,7 +201,7 @@ pub(super) struct JobArgs {
     #[command(flatten)]
     name: JobName,
     /// Print one JSON object
-    #[arg(long)]
+    #[arg(short, long)]
     json: bool,
 }
 
@@ -202,7 +210,7 @@ pub(super) struct JobName {
     /// Job id, as `send` and `job list` print it, or the job's client_msg_no (see --app)
     pub(super) job: String,
     /// App of the job, if the job is named by its client_msg_no [default: default]
-    #[arg(long)]
+    #[arg(short, long)]
     pub(super) app: Option<String>,
 }
 
@@ -308,7 +316,7 @@ fn unknown(name: &JobName) -> Failure {
 }
 
 async fn list(access: &Access, args: &ListArgs) -> Result<Exit, Failure> {
-    let jobs = access.jobs(&args.filter(), args.most).await?;
+    let jobs = access.jobs(&args.filter(), args.limit).await?;
     if jobs.is_empty() {
         args.names_exist(access).await?;
     }
@@ -316,23 +324,61 @@ async fn list(access: &Access, args: &ListArgs) -> Result<Exit, Failure> {
         output::json(&jobs)?;
         return Ok(Exit::Ok);
     }
+    let now = now_ms();
     let rows: Vec<_> = jobs
         .iter()
-        .map(|job| {
+        .map(|detail| {
+            let job = &detail.record;
             vec![
                 job.job.to_string(),
-                output::cut(&job.app, 12),
-                job.state.as_str().to_owned(),
+                job.app.clone(),
+                job.target.clone(),
+                state_of(detail).to_owned(),
+                when::relative(job.accepted_at_ms, now),
+                grouped(job.accounts.sent + job.accounts.duplicate),
                 grouped(job.accounts.total),
-                grouped(job.pending),
+                percent(&job.accounts),
                 grouped(job.accounts.failed + job.accounts.uncertain),
                 job.client_msg_no.clone(),
             ]
         })
         .collect();
-    let headings = ["JOB", "APP", "STATE", "TOTAL", "PENDING", "DEAD", "KEY"];
-    output::narrow_table(&headings, rows)?;
+    let headings = [
+        "JOB", "APP", "TARGET", "STATE", "ACCEPTED", "SENT", "TOTAL", "DONE", "DEAD", "KEY",
+    ];
+    output::table(&headings, &rows)?;
     Ok(Exit::Ok)
+}
+
+/// The state of a job in one word: what stops it, or how it ended, or else how far it is.
+fn state_of(detail: &JobDetail) -> &'static str {
+    let job = &detail.record;
+    let ended = |outcome| job.accounts.of(outcome) > 0;
+    let stop = detail.hindrances.iter().find_map(|it| match it.cause {
+        Cause::Cancelled => Some("cancelling"),
+        Cause::Scheduled => Some("scheduled"),
+        Cause::Paused => Some("paused"),
+        Cause::Parked => Some("parked"),
+        Cause::Ledger => Some("ledger down"),
+        Cause::NoWorker => Some("no worker"),
+        Cause::Broker => Some("broker down"),
+        Cause::NoTarget => Some("no target"),
+        _ => None,
+    });
+    match job.state {
+        JobState::Completed if ended(Outcome::Cancelled) => "cancelled",
+        JobState::Completed if ended(Outcome::Expired) => "expired",
+        JobState::Completed => "completed",
+        running => stop.unwrap_or(running.as_str()),
+    }
+}
+
+/// Recipients with an outcome; never 100 % before the end.
+fn percent(accounts: &Accounts) -> String {
+    match accounts.total {
+        0 => "-".to_owned(),
+        total => format!("{}%", accounts.settled() * 100 / total),
+    }
 }
 
 async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
@@ -354,12 +400,12 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
     for warning in &job.warnings {
         output::line(format!("warning        {warning}"))?;
     }
-    output::line(format!("accepted       {}", rfc3339(job.accepted_at_ms)))?;
+    output::line(format!("accepted       {}", when::both(job.accepted_at_ms)))?;
     if let Some(at) = job.not_before_ms {
-        output::line(format!("not before     {}", rfc3339(at)))?;
+        output::line(format!("not before     {}", when::both(at)))?;
     }
     if let Some(at) = job.expires_at_ms {
-        output::line(format!("expires        {}", rfc3339(at)))?;
+        output::line(format!("expires        {}", when::both(at)))?;
     }
     if let Some(priority) = job.priority {
         output::line(format!("priority       {}", priority.as_str()))?;
@@ -371,10 +417,10 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
         output::line(format!("sending hours  {window}"))?;
     }
     if let Some(at) = job.progress_at_ms {
-        output::line(format!("last progress  {}", rfc3339(at)))?;
+        output::line(format!("last progress  {}", when::both(at)))?;
     }
     if let Some(at) = job.completed_at_ms {
-        output::line(format!("completed      {}", rfc3339(at)))?;
+        output::line(format!("completed      {}", when::both(at)))?;
     }
     if let Some(rate) = &job.rate {
         output::line(format!("own limit      {rate}"))?;
@@ -383,7 +429,7 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
         output::line(format!("not known      {unknown}"))?;
     }
     output::line(format!("total          {}", grouped(job.accounts.total)))?;
-    for &outcome in crate::domain::outcome::Outcome::ALL {
+    for &outcome in Outcome::ALL {
         output::line(format!(
             "  {:<13}{}",
             outcome.as_str(),
@@ -398,7 +444,10 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
         output::line(format!("time left      about {} s", grouped(seconds)))?;
     }
     for entry in &detail.audit_trail {
-        output::line(format!("changed        {} {entry}", rfc3339(entry.at_ms)))?;
+        output::line(format!(
+            "changed        {} {entry}",
+            when::both(entry.at_ms)
+        ))?;
     }
     Ok(Exit::Ok)
 }

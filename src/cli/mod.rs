@@ -7,6 +7,7 @@ mod config;
 mod control;
 mod dead;
 mod demo;
+mod directives;
 mod doctor;
 mod form;
 mod healthcheck;
@@ -20,11 +21,14 @@ mod questions;
 mod recipients;
 mod schema;
 mod send;
+mod target_test;
 mod template;
 mod topology;
+mod when;
 mod worker;
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand};
 
@@ -34,17 +38,36 @@ use crate::domain::fields::Problem;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::telemetry::{self, LogFormat};
 
+/// The version, with the commit that the build names in `FANWISE_COMMIT`.
+fn version() -> &'static str {
+    static VERSION: LazyLock<String> = LazyLock::new(|| {
+        let commit = option_env!("FANWISE_COMMIT").map(|commit| format!(" ({commit})"));
+        format!(
+            "{}{}",
+            env!("CARGO_PKG_VERSION"),
+            commit.unwrap_or_default()
+        )
+    });
+    &VERSION
+}
+
 /// A durable broadcast worker for instant messaging: one message, many recipients, exact accounts.
 #[derive(Debug, Parser)]
 #[command(
     name = "fanwise",
-    version,
+    version = version(),
     max_term_width = 100,
     arg_required_else_help = true
 )]
 pub struct Cli {
     /// Configuration file [default: ./fanwise.toml if it exists]
-    #[arg(long, global = true, env = "FANWISE_CONFIG", value_name = "FILE")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "FANWISE_CONFIG",
+        value_name = "FILE"
+    )]
     config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
@@ -65,10 +88,12 @@ enum Command {
     Send(Box<send::SendArgs>),
     /// List and show jobs; pause, resume, cancel and re-rate them
     Job(ThroughServer<job::JobCommand>),
-    /// Pause and resume an app
+    /// List the apps; pause and resume one
     App(ThroughServer<control::AppCommand>),
-    /// List targets; park, unpark, pause and resume them
+    /// List targets; park, unpark, pause and resume them; test one with a message
     Target(ThroughServer<control::TargetCommand>),
+    /// List what operators have set: pauses, cancelled jobs, rates
+    Directive(ThroughServer<directives::DirectiveCommand>),
     /// Show and set limits while everything runs
     Limits(ThroughServer<control::LimitsCommand>),
     /// List recipients that failed or are uncertain, send to them again, or remove them
@@ -116,6 +141,9 @@ impl Cli {
             }
             Command::Target(ThroughServer { command, server }) => {
                 asynchronous(control::target(command, At::new(file, server)))
+            }
+            Command::Directive(ThroughServer { command, server }) => {
+                asynchronous(directives::run(command, At::new(file, server)))
             }
             Command::Limits(ThroughServer { command, server }) => {
                 asynchronous(control::limits(command, At::new(file, server)))

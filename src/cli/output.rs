@@ -86,14 +86,31 @@ pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> Result<(), Failu
         }
     }
     let headings = headings.iter().map(|heading| heading.to_string()).collect();
-    for row in std::iter::once(&headings).chain(&rows) {
+    for (number, row) in std::iter::once(&headings).chain(&rows).enumerate() {
         let cells = row
             .iter()
             .zip(&widths)
             .map(|(cell, width)| format!("{cell:width$}"));
-        line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
+        let text = cells.collect::<Vec<_>>().join("  ");
+        match number {
+            0 => heading(text.trim_end())?,
+            _ => line(text.trim_end())?,
+        }
     }
     Ok(())
+}
+
+/// Writes the headings of a table: bold on a terminal, unless NO_COLOR is set.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "NO_COLOR belongs to the terminal, not to the configuration"
+)]
+fn heading(text: &str) -> Result<(), Failure> {
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|it| !it.is_empty());
+    match io::stdout().is_terminal() && !plain {
+        true => write(&format!("\u{1b}[1m{text}\u{1b}[0m")),
+        false => write(text),
+    }
 }
 
 /// Width of a line that fits any terminal.

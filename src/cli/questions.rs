@@ -35,7 +35,7 @@ pub(super) struct RecipientsArgs {
     #[arg(long)]
     column: Option<String>,
     /// Print one JSON object per line
-    #[arg(long)]
+    #[arg(short, long)]
     json: bool,
 }
 

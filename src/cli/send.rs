@@ -19,7 +19,7 @@ use self::messages::Messages;
 use super::access::{Accepted, Access};
 use super::at::{At, ServerArgs};
 use super::recipients::ListFormat;
-use super::{output, progress};
+use super::{output, progress, when};
 use crate::exit::{Exit, Failure};
 use crate::ports::{JobRecord, JobState};
 use crate::service::admission::conflicts;
@@ -35,7 +35,7 @@ use crate::service::admission::conflicts;
   fanwise send --client-msg-no notice-1 --text 'Hello' --all --yes")]
 pub(super) struct SendArgs {
     /// Key of the job: sending again with the same key and message sends to no recipient twice
-    #[arg(long, value_name = "KEY", required_unless_present = "job")]
+    #[arg(short = 'k', long, value_name = "KEY", required_unless_present = "job")]
     client_msg_no: Option<String>,
     /// Read the job from a JSON file, or from standard input with `-`; flags override its fields
     #[arg(long, value_name = "FILE")]
@@ -43,7 +43,7 @@ pub(super) struct SendArgs {
     /// Recipients
     recipients: Vec<String>,
     /// Read recipients from a file, or from standard input with `-`
-    #[arg(long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Format of the file [default: by its ending, .csv, .ndjson, else lines]
     #[arg(long, value_enum)]
@@ -62,7 +62,7 @@ pub(super) struct SendArgs {
     #[arg(long, conflicts_with_all = ["recipients", "file", "group"])]
     all: bool,
     /// Send to all users without asking
-    #[arg(long, visible_alias = "confirm-all")]
+    #[arg(short, long, visible_alias = "confirm-all")]
     yes: bool,
     /// Ask before sending to more users than this, or if the target cannot tell how many there are
     #[arg(long, value_name = "USERS", default_value_t = 100, requires = "all")]
@@ -71,7 +71,7 @@ pub(super) struct SendArgs {
     #[arg(long, value_name = "RECIPIENT")]
     exclude: Vec<String>,
     /// Send this text
-    #[arg(long, group = "message")]
+    #[arg(short = 'm', long, group = "message")]
     text: Option<String>,
     /// Send this JSON as application data
     #[arg(long, group = "message", value_name = "JSON")]
@@ -92,10 +92,10 @@ pub(super) struct SendArgs {
     #[arg(long, conflicts_with_all = ["var", "vars"])]
     literal: bool,
     /// App (tenant) of the job
-    #[arg(long)]
+    #[arg(short, long)]
     app: Option<String>,
     /// Target to send to [default: the app's]
-    #[arg(long)]
+    #[arg(short, long)]
     target: Option<String>,
     /// Sender of the message [default: the target's default sender]
     #[arg(long)]
@@ -113,11 +113,11 @@ pub(super) struct SendArgs {
     /// may be repeated
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
-    /// Send nothing before this RFC 3339 time
-    #[arg(long, value_name = "TIME")]
+    /// Send nothing before this RFC 3339 time, or for this long, such as 2h
+    #[arg(long, value_name = "TIME", value_parser = when::to_come)]
     not_before: Option<String>,
-    /// Send nothing after this RFC 3339 time
-    #[arg(long, value_name = "TIME")]
+    /// Send nothing after this RFC 3339 time, or after this long, such as 2h
+    #[arg(long, value_name = "TIME", value_parser = when::to_come)]
     expires_at: Option<String>,
     /// Send only within these hours of the day, such as 09:00-21:00
     #[arg(long, value_name = "HOURS")]
@@ -144,13 +144,13 @@ pub(super) struct SendArgs {
     reply_to: Option<String>,
     /// Wait until the job is completed, with a progress bar on a terminal; exit code 1 if a
     /// recipient did not get the message or may not have got it
-    #[arg(long)]
+    #[arg(short, long)]
     wait: bool,
     /// Check everything and print what would be sent, but send nothing
-    #[arg(long)]
+    #[arg(short = 'n', long)]
     dry_run: bool,
     /// Print one JSON object
-    #[arg(long)]
+    #[arg(short, long)]
     json: bool,
     #[command(flatten)]
     pub(super) server: ServerArgs,

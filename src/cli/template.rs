@@ -75,7 +75,7 @@ pub(super) struct Of {
     #[arg(long, default_value = "default")]
     app: String,
     /// Print JSON
-    #[arg(long)]
+    #[arg(short, long)]
     json: bool,
 }
 

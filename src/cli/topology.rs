@@ -14,7 +14,7 @@ pub(super) enum TopologyCommand {
     /// Declare every exchange and queue; harmless to repeat
     Apply {
         /// Print one JSON object
-        #[arg(long)]
+        #[arg(short, long)]
         json: bool,
     },
     /// Show every exchange and queue and, from the broker, how full the queues are
@@ -23,7 +23,7 @@ pub(super) enum TopologyCommand {
         #[arg(long)]
         offline: bool,
         /// Print one JSON object that includes every argument
-        #[arg(long)]
+        #[arg(short, long)]
         json: bool,
     },
     /// Delete every exchange and queue of the namespace with all messages in them

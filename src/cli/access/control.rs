@@ -9,8 +9,8 @@ use crate::domain::moment;
 use crate::domain::schedule::duration_text;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::service::control::{
-    self, CONFIGURED, Command, ControlError, ControlResult, DirectiveNote, LimitView, ManyCommand,
-    ManyResult, Selection, TargetView,
+    self, CONFIGURED, Command, ControlError, ControlResult, DirectiveNote, DirectiveView,
+    LimitView, ManyCommand, ManyResult, Selection, TargetView,
 };
 
 impl Access {
@@ -56,6 +56,31 @@ impl Access {
                 .await
                 .or_exit(Exit::Unavailable),
             Self::Server(server) => server.existing("/v1/targets").await,
+        }
+    }
+
+    /// All directives in force.
+    pub(in crate::cli) async fn directives(&self) -> Result<Vec<DirectiveView>, Failure> {
+        match self {
+            Self::Direct(direct) => {
+                let board = control::board(direct.ledger()?).await;
+                let board = board.or_exit(Exit::Unavailable)?;
+                let all = board.all(now_ms()).cloned().map(DirectiveView::from);
+                let mut all: Vec<_> = all.collect();
+                all.sort_by(|a, b| a.subject.cmp(&b.subject));
+                Ok(all)
+            }
+            Self::Server(server) => server.existing("/v1/directives").await,
+        }
+    }
+
+    /// The same; `None` if only the administrator may see them.
+    pub(in crate::cli) async fn directives_if_permitted(
+        &self,
+    ) -> Result<Option<Vec<DirectiveView>>, Failure> {
+        match self.directives().await {
+            Err(failure) if failure.exit == Exit::NotPermitted => Ok(None),
+            found => found.map(Some),
         }
     }
 
