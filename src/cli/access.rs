@@ -11,6 +11,7 @@ mod submit;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
+pub(super) use self::names::known;
 pub(super) use self::server::ServerAddress;
 use self::server::{JSON, NDJSON, Server, encoded, parameters, query};
 pub(super) use self::submit::{Accepted, Submission};

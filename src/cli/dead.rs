@@ -59,7 +59,7 @@ pub(super) enum DeadCommand {
         #[arg(short, long)]
         yes: bool,
         /// Only count, and remove nothing
-        #[arg(long, conflicts_with = "yes")]
+        #[arg(short = 'n', long, conflicts_with = "yes")]
         dry_run: bool,
         /// Print one JSON object
         #[arg(short, long)]
@@ -87,7 +87,7 @@ pub(super) struct RedriveArgs {
     #[arg(long, value_name = "RECIPIENTS", default_value_t = 1000)]
     confirm_above: u64,
     /// Only count, and send nothing
-    #[arg(long)]
+    #[arg(short = 'n', long)]
     dry_run: bool,
     /// Remove the dead letters once a worker has accepted the new job
     #[arg(long)]

@@ -1,4 +1,4 @@
-//! `fanwise app list` and `fanwise directive list`: what there is to steer, and what is in force.
+//! `fanwise directive list`: what operators and workers have set, and how long it lasts.
 
 use clap::Subcommand;
 
@@ -11,8 +11,8 @@ use crate::service::control::DirectiveView;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DirectiveCommand {
-    /// List what operators have set: pauses, cancelled jobs, rates, and jobs that met a
-    /// configuration fault
+    /// List what is in force: pauses, cancelled jobs, rates, priorities, times, and jobs that are
+    /// parked
     List {
         /// Print a JSON array
         #[arg(short, long)]
@@ -35,7 +35,7 @@ pub(super) async fn run(command: DirectiveCommand, at: At) -> Result<Exit, Failu
             vec![
                 it.subject.scope.as_str().to_owned(),
                 it.subject.name.clone(),
-                action(&it.action),
+                it.action.to_string(),
                 when::relative(it.since_ms, now),
                 it.until_ms
                     .map(|until| when::relative(until, now))
@@ -48,15 +48,6 @@ pub(super) async fn run(command: DirectiveCommand, at: At) -> Result<Exit, Failu
     let headings = ["SCOPE", "NAME", "ACTION", "SINCE", "ENDS", "BY", "REASON"];
     output::table(&headings, &rows)?;
     Ok(Exit::Ok)
-}
-
-fn action(action: &Action) -> String {
-    match action {
-        Action::Pause => "paused".to_owned(),
-        Action::Cancel => "cancelled".to_owned(),
-        Action::Rate { rate } => format!("rate {}", rate.short()),
-        Action::Park { .. } => "parked".to_owned(),
-    }
 }
 
 /// The directive that pauses this app, if there is one.

@@ -9,6 +9,7 @@ use super::at::At;
 use super::control::{Expiry, Words, parse_rate, tell};
 use super::many::{self, JobsName};
 use super::output::grouped;
+use super::progress::Interrupt;
 use super::questions::{self, RecipientsArgs, UncertainArgs};
 use super::{output, progress, when};
 use crate::clock::now_ms;
@@ -258,7 +259,8 @@ pub(super) async fn run(command: JobCommand, at: At) -> Result<Exit, Failure> {
             let id = args.name.id(&access).await?;
             let found = access.job(id).await?;
             found.ok_or_else(|| unknown(&args.name))?;
-            let record = progress::follow(&access, id).await?;
+            let mut interrupt = Interrupt::watch()?;
+            let record = progress::follow(&access, id, &mut interrupt).await?;
             show(&access, &args).await?;
             progress::hint(&record);
             Ok(progress::exit(&record.accounts))
@@ -357,6 +359,7 @@ fn state_of(detail: &JobDetail) -> &'static str {
     let stop = detail.hindrances.iter().find_map(|it| match it.cause {
         Cause::Cancelled => Some("cancelling"),
         Cause::Scheduled => Some("scheduled"),
+        Cause::SendingHours => Some("out of hours"),
         Cause::Paused => Some("paused"),
         Cause::Parked => Some("parked"),
         Cause::Ledger => Some("ledger down"),

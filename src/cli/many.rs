@@ -20,19 +20,19 @@ pub(super) struct JobsName {
     /// it, all jobs that match --app, --target and --tag and are not completed
     job: Option<String>,
     /// Jobs of this app; with a client_msg_no, the job's app [default: default]
-    #[arg(long)]
+    #[arg(short, long)]
     app: Option<String>,
     /// Jobs to this target
-    #[arg(long, conflicts_with = "job")]
+    #[arg(short, long, conflicts_with = "job")]
     target: Option<String>,
     /// Jobs with this tag
     #[arg(long, conflicts_with = "job")]
     tag: Option<String>,
     /// Do not ask before many jobs are changed
-    #[arg(long, conflicts_with = "job")]
+    #[arg(short, long, conflicts_with = "job")]
     yes: bool,
     /// Only count the jobs
-    #[arg(long, conflicts_with_all = ["job", "yes"])]
+    #[arg(short = 'n', long, conflicts_with_all = ["job", "yes"])]
     dry_run: bool,
 }
 

@@ -6,13 +6,14 @@ use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::access::Access;
 use super::output::grouped;
 use crate::domain::accounts::Accounts;
 use crate::domain::ids::JobId;
 use crate::domain::printable::on_one_line;
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, OrExit as _};
 use crate::ports::{JobRecord, JobState};
 
 /// Time between two readings of the job.
@@ -25,21 +26,47 @@ const WINDOW: Duration = Duration::from_secs(3);
 /// How long a job may stay unknown before the command gives up.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Ctrl-C, from the moment this is made: it ends the command, which says how to go on.
+pub(super) struct Interrupt(Signal);
+
+impl Interrupt {
+    pub(super) fn watch() -> Result<Self, Failure> {
+        let signal = signal(SignalKind::interrupt());
+        signal.map(Self).or_exit(Exit::Internal)
+    }
+
+    /// Works until Ctrl-C, and then fails with this text.
+    pub(super) async fn or<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, Failure>>,
+        go_on: impl FnOnce() -> String,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            done = work => done,
+            _ = self.0.recv() => Err(Failure::message(Exit::Interrupted, go_on())),
+        }
+    }
+}
+
 /// Shows a job until it is completed. Ctrl-C ends the command and not the job.
-pub(super) async fn follow(access: &Access, job: JobId) -> Result<JobRecord, Failure> {
+pub(super) async fn follow(
+    access: &Access,
+    job: JobId,
+    interrupt: &mut Interrupt,
+) -> Result<JobRecord, Failure> {
     let mut view = View::new(true);
-    let completed = tokio::select! {
-        completed = completed(access, job, &mut view) => Some(completed),
-        _ = tokio::signal::ctrl_c() => None,
-    };
+    let completed = completed(access, job, &mut view);
+    let completed = interrupt.or(completed, || goes_on(job)).await;
     view.end();
-    completed.unwrap_or_else(|| {
-        let what = format!(
-            "job {job} goes on without this command: `fanwise job watch {job}` follows it, \
-             `fanwise job cancel {job}` stops it"
-        );
-        Err(Failure::message(Exit::Interrupted, what))
-    })
+    completed
+}
+
+/// What to do about a job whose command ended before it.
+pub(super) fn goes_on(job: JobId) -> String {
+    format!(
+        "job {job} goes on without this command: `fanwise job watch {job}` follows it, `fanwise job \
+         cancel {job}` stops it"
+    )
 }
 
 async fn completed(access: &Access, job: JobId, view: &mut View) -> Result<JobRecord, Failure> {

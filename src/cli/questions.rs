@@ -16,6 +16,7 @@ use super::output::{self, grouped};
 use super::recipients::ListFormat;
 use crate::domain::letters::DeadFilter;
 use crate::domain::list::{self, Reading};
+use crate::domain::printable::on_one_line;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::service::api::RecipientRow;
 use crate::service::dead_letters::ResolveAs;
@@ -122,6 +123,7 @@ fn told(row: &RecipientRow) -> String {
     if let (Some(code), Some(text)) = (&row.code, &row.text) {
         why = format!("{why}: {code} {text}");
     }
+    let why = on_one_line(&why);
     format!("{}\t{}\t{why}", row.recipient, row.state.as_str())
 }
 

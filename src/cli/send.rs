@@ -18,6 +18,7 @@ use self::dry_run::dry_run;
 use self::messages::Messages;
 use super::access::{Accepted, Access};
 use super::at::{At, ServerArgs};
+use super::progress::Interrupt;
 use super::recipients::ListFormat;
 use super::{output, progress, when};
 use crate::exit::{Exit, Failure};
@@ -174,7 +175,9 @@ pub(super) async fn run(args: SendArgs, at: At) -> Result<Exit, Failure> {
         Some(id) if args.wait => access.job_if_known(id).await?,
         _ => None,
     };
-    let accepted = access.submit(&job.submission).await?;
+    let mut interrupt = Interrupt::watch()?;
+    let submit = access.submit(&job.submission);
+    let accepted = interrupt.or(submit, || unanswered(&job)).await?;
     let submitted = &accepted.submitted;
     for warning in &submitted.warnings {
         tracing::warn!("{warning}");
@@ -184,7 +187,7 @@ pub(super) async fn run(args: SendArgs, at: At) -> Result<Exit, Failure> {
     let audience = audience(recipients);
     if args.wait {
         tracing::info!("accepted: job {id} for {audience}");
-        return wait(&args, &access, &job, &accepted, before).await;
+        return wait(&args, &access, &job, &accepted, before, &mut interrupt).await;
     }
     let what = json!({"job": id, "recipients": recipients, "accepted": true});
     report(&args, &what, || {
@@ -215,21 +218,14 @@ async fn wait(
     job: &Messages,
     accepted: &Accepted,
     before: Option<JobRecord>,
+    interrupt: &mut Interrupt,
 ) -> Result<Exit, Failure> {
     let id = accepted.submitted.job;
     if let Some(before) = before.filter(|before| before.state == JobState::Completed) {
-        // With further recipients, it soon runs again; without, it stays completed.
-        let deadline = Instant::now() + EXTENSION_PATIENCE;
-        while Instant::now() < deadline
-            && access
-                .job(id)
-                .await?
-                .is_some_and(|now| now.submissions == before.submissions)
-        {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let extended = extended(access, &before);
+        interrupt.or(extended, || progress::goes_on(id)).await?;
     }
-    let record = progress::follow(access, id).await?;
+    let record = progress::follow(access, id, interrupt).await?;
     let digest = accepted.content_digest.as_deref();
     if digest.is_some_and(|digest| conflicts(&record, digest)) {
         return Err(Failure::message(
@@ -249,6 +245,30 @@ async fn wait(
     })?;
     progress::hint(&record);
     Ok(progress::exit(&record.accounts))
+}
+
+/// Waits until a job that was completed before runs again. Without further recipients, it stays
+/// completed.
+async fn extended(access: &Access, before: &JobRecord) -> Result<(), Failure> {
+    let deadline = Instant::now() + EXTENSION_PATIENCE;
+    while Instant::now() < deadline
+        && access
+            .job(before.job)
+            .await?
+            .is_some_and(|now| now.submissions == before.submissions)
+    {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+/// What to do after Ctrl-C, if it is not known whether the job was accepted.
+fn unanswered(job: &Messages) -> String {
+    let id = job.id.map_or_else(String::new, |id| format!(" {id}"));
+    format!(
+        "interrupted before the answer: job{id} may have been accepted. `fanwise job show{id}` says so; \
+         the same command again sends to no recipient twice"
+    )
 }
 
 fn report(

@@ -8,6 +8,7 @@ use clap::Args;
 use http::HeaderMap;
 use serde_json::{Value, json};
 
+use super::access::known;
 use super::at::At;
 use super::output;
 use crate::app::{self, Names};
@@ -59,15 +60,8 @@ pub(super) async fn run(args: TestArgs, at: At) -> Result<Exit, Failure> {
         "`fanwise target test` calls the target itself, with the settings of this machine",
     )?;
     let names = Names::of(&config)?;
-    if !config.targets.contains_key(&args.target) {
-        let known: Vec<_> = config.targets.keys().map(String::as_str).collect();
-        let what = format!(
-            "there is no target {:?}; there are: {}",
-            args.target,
-            known.join(", ")
-        );
-        return Err(Failure::message(Exit::Unavailable, what));
-    }
+    let targets = config.targets.keys().map(String::as_str);
+    known("target", &args.target, targets)?;
     let app = config.apps.keys().next().cloned().unwrap_or_default();
     let body = document(&args, &app).to_string();
     let job = Job::parse(body.as_bytes(), None, &names, now())

@@ -197,25 +197,31 @@ impl Directive {
 }
 
 /// Shows author and reason: `paused by ana: wrong picture`.
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pause => f.write_str("paused"),
+            Self::Cancel => f.write_str("cancelled"),
+            Self::Rate { rate } => write!(f, "rate set to {rate}"),
+            Self::Park { .. } => f.write_str("parked"),
+            Self::Adapt { .. } => f.write_str("limit adapted"),
+            Self::Priority { priority } => write!(f, "priority set to {}", priority.as_str()),
+            Self::Schedule { not_before_ms } => {
+                write!(f, "start set to {}", moment::text(*not_before_ms))
+            }
+            Self::Deadline {
+                expires_at_ms: Some(at),
+            } => write!(f, "deadline set to {}", moment::text(*at)),
+            Self::Deadline {
+                expires_at_ms: None,
+            } => f.write_str("deadline removed"),
+        }
+    }
+}
+
 impl fmt::Display for Directive {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.action {
-            Action::Pause => f.write_str("paused")?,
-            Action::Cancel => f.write_str("cancelled")?,
-            Action::Rate { rate } => write!(f, "rate set to {rate}")?,
-            Action::Park { .. } => f.write_str("parked")?,
-            Action::Adapt { .. } => f.write_str("limit adapted")?,
-            Action::Priority { priority } => write!(f, "priority set to {}", priority.as_str())?,
-            Action::Schedule { not_before_ms } => {
-                write!(f, "start set to {}", moment::text(*not_before_ms))?;
-            }
-            Action::Deadline {
-                expires_at_ms: Some(at),
-            } => write!(f, "deadline set to {}", moment::text(*at))?,
-            Action::Deadline {
-                expires_at_ms: None,
-            } => f.write_str("deadline removed")?,
-        }
+        write!(f, "{}", self.action)?;
         if let Some(author) = &self.author {
             write!(f, " by {author}")?;
         }

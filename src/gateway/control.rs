@@ -179,11 +179,8 @@ async fn directives<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     _: NoParams,
 ) -> Result<Json<Vec<DirectiveView>>, Refusal> {
-    let board = control::board(&gateway.context.store).await?;
-    let all = board.all(now_ms()).cloned().map(DirectiveView::from);
-    let mut all: Vec<_> = all.collect();
-    all.sort_by(|a, b| a.subject.cmp(&b.subject));
-    Ok(Json(all))
+    let store = &gateway.context.store;
+    Ok(Json(control::directives(store, now_ms()).await?))
 }
 
 /// Reads the request in the body and carries out the command that `command` makes of it.

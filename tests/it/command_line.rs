@@ -190,7 +190,9 @@ async fn every_command_works(engine: Engine) {
     let there = There::start(engine, "").await;
     sends_and_shows(&there).await;
     steers(&there).await;
+    is_interrupted(&there).await;
     redrives(&there).await;
+    tests_the_target(&there).await;
     stores_messages(&there).await;
     refuses(&there).await;
 }
@@ -226,6 +228,62 @@ async fn sends_and_shows(there: &There) {
     assert_eq!(exact["exact"], true, "{exact}");
     let watched = there.run(&["job", "watch", "k2"]).await;
     assert_eq!(watched.code, Some(1), "{}", watched.stderr);
+    lists(there).await;
+}
+
+/// Listings tell enough to act on, and say what they leave out.
+async fn lists(there: &There) {
+    let jobs = there.run(&["job", "list", "-l", "1"]).await;
+    let rows: Vec<Vec<&str>> = jobs
+        .stdout
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let headings = "JOB APP TARGET STATE ACCEPTED SENT TOTAL DONE DEAD KEY";
+    assert_eq!(rows[0].join(" "), headings);
+    assert_eq!(rows.len(), 2, "{}", jobs.stdout);
+    assert_eq!(rows[1][1..4], ["default", "im", "completed"]);
+    assert_eq!(rows[1][rows[1].len() - 5..], ["1", "2", "100%", "1", "k2"]);
+    let apps = there.run(&["app", "list"]).await;
+    let shop = apps.stdout.lines().find(|line| line.starts_with("shop"));
+    assert!(shop.is_some_and(|it| it.ends_with("moving")), "{apps:?}");
+    let all = there.run(&["send", "-k", "k4", "-m", "hi", "-w", "bad-1", "bad-2"]);
+    assert_eq!(all.await.code, Some(1));
+    let dead = until("both dead letters", BOUND, async || {
+        let dead = there.run(&["dead", "list", "--job", "k4", "-l", "1"]).await;
+        dead.stderr.contains("1 more are left out").then_some(dead)
+    })
+    .await;
+    assert!(dead.stdout.contains("bad-1"), "{}", dead.stdout);
+    assert!(!dead.stdout.contains("bad-2"), "{}", dead.stdout);
+}
+
+/// Ctrl-C ends a command that waits, and the command says how to go on with the job.
+async fn is_interrupted(there: &There) {
+    let token = there.token_file.to_str().unwrap();
+    let send = [
+        "send",
+        "-k",
+        "later",
+        "-m",
+        "hi",
+        "--not-before",
+        "2h",
+        "-w",
+        "ana",
+    ];
+    let server = ["--server", &there.url, "--token-file", token];
+    let mut waiting = fanwise(&[&send[..], &server].concat(), &[]);
+    waiting.until_prints("accepted: job ", BOUND).await;
+    waiting.interrupt();
+    let ended = waiting.finish(BOUND).await;
+    assert_eq!(ended.code, Some(130), "{}", ended.stderr);
+    let says = ended.stderr.contains("`fanwise job watch ");
+    assert!(says && ended.stdout.is_empty(), "{ended:?}");
+    let job = there.json(&["job", "show", "later"]).await;
+    assert_eq!(job["hindrances"][0]["cause"], "scheduled", "{job}");
+    let cancelled = there.run(&["job", "cancel", "later"]).await;
+    assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
 }
 
 /// A list of several messages, by upload; then it is paused, resumed, re-rated and cancelled.
@@ -265,7 +323,9 @@ async fn steers(there: &There) {
         (&["job", "pause", "long"][..], "paused"),
         (&["job", "resume", "long"], "goes on"),
         (&["job", "rate", "long", "5/s"], "5/s"),
-        (&["app", "pause", "default", "--expires-in", "1h"], "paused"),
+        (&["app", "pause", "default", "--for", "1h"], "paused"),
+        (&["directive", "list"], "in 59 min"),
+        (&["app", "list"], "paused"),
         (&["app", "resume", "default"], "goes on"),
         (&["target", "park", "im", "--for", "10m"], "parked"),
         (&["target", "unpark", "im"], "goes on"),
@@ -295,6 +355,11 @@ async fn redrives(there: &There) {
         .mock
         .patch_faults(&json!({"refuse_prefix": "worse-"}))
         .unwrap();
+    // A test has no terminal to answer at.
+    for unasked in [&["--job", "k2", "--confirm-above", "0"][..], &[]] {
+        let redrive = [&["dead", "redrive"], unasked].concat();
+        there.fails(&redrive, 64, "confirm it with --yes").await;
+    }
     let again = there.run(&["dead", "redrive", "--job", "k2"]).await;
     assert_eq!(again.code, Some(0), "{}", again.stderr);
     assert!(
@@ -321,6 +386,25 @@ async fn redrives(there: &There) {
     assert_eq!(left, json!([]));
     let rejected = there.json(&["dead", "rejected"]).await;
     assert_eq!(rejected, json!([]));
+}
+
+/// One message goes to the target itself, without a job; what is secret is not shown.
+async fn tests_the_target(there: &There) {
+    let sent = there.here(&["target", "test", "im", "--to", "probe"]).await;
+    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    assert!(sent.stdout.starts_with("POST http://"), "{}", sent.stdout);
+    assert!(sent.stdout.ends_with("probe got the message\n"));
+    let mut accepted = there.mock.accepted().into_iter();
+    assert!(accepted.any(|entry| entry.recipient == "probe"));
+    let refused = there
+        .here(&["target", "test", "im", "--to", "worse-1"])
+        .await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(refused.stdout.contains("did not get the message"));
+    let unknown = there.here(&["target", "test", "imm", "--to", "ana"]).await;
+    check_failure(&unknown, "target test", 69, "did you mean \"im\"?");
+    let far = ["target", "test", "im", "--to", "ana"];
+    there.fails(&far, 64, "leave out --server").await;
 }
 
 async fn stores_messages(there: &There) {

@@ -62,14 +62,9 @@ impl Access {
     /// All directives in force.
     pub(in crate::cli) async fn directives(&self) -> Result<Vec<DirectiveView>, Failure> {
         match self {
-            Self::Direct(direct) => {
-                let board = control::board(direct.ledger()?).await;
-                let board = board.or_exit(Exit::Unavailable)?;
-                let all = board.all(now_ms()).cloned().map(DirectiveView::from);
-                let mut all: Vec<_> = all.collect();
-                all.sort_by(|a, b| a.subject.cmp(&b.subject));
-                Ok(all)
-            }
+            Self::Direct(direct) => control::directives(direct.ledger()?, now_ms())
+                .await
+                .or_exit(Exit::Unavailable),
             Self::Server(server) => server.existing("/v1/directives").await,
         }
     }

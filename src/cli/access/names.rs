@@ -53,7 +53,8 @@ impl Server {
     }
 }
 
-fn known<'a>(
+/// Fails if `names` has no such name, and suggests the nearest one.
+pub(in crate::cli) fn known<'a>(
     what: &str,
     name: &str,
     names: impl Iterator<Item = &'a str> + Clone,

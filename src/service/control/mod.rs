@@ -407,8 +407,23 @@ fn known<'a>(
     )))
 }
 
+/// All directives in force, by their subject.
+pub async fn directives(
+    store: &impl Directives,
+    now_ms: u64,
+) -> Result<Vec<DirectiveView>, LedgerError> {
+    let board = board(store).await?;
+    let mut all: Vec<_> = board
+        .all(now_ms)
+        .cloned()
+        .map(DirectiveView::from)
+        .collect();
+    all.sort_by(|a, b| a.subject.cmp(&b.subject));
+    Ok(all)
+}
+
 /// All current directives.
-pub async fn board(store: &impl Directives) -> Result<Board, LedgerError> {
+async fn board(store: &impl Directives) -> Result<Board, LedgerError> {
     let directed = store.directives(0).await?.unwrap_or_default();
     Ok(Board::new(directed.all))
 }
