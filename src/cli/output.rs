@@ -101,10 +101,6 @@ pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> Result<(), Failu
 }
 
 /// Writes the headings of a table: bold on a terminal, unless NO_COLOR is set.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "NO_COLOR belongs to the terminal, not to the configuration"
-)]
 fn heading(text: &str) -> Result<(), Failure> {
     let plain = std::env::var_os("NO_COLOR").is_some_and(|it| !it.is_empty());
     match io::stdout().is_terminal() && !plain {
