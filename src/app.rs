@@ -360,6 +360,7 @@ fn target_runtime(
         config_fault_pause: config.config_fault_pause,
         adapt_interval: config.adapt_interval,
         warm_up: config.warm_up,
+        pending_max: config.pending_max,
         health: Health::new(config.breaker),
         under_way: CallsUnderWay::default(),
         at_work: AtWork::default(),

@@ -17,6 +17,7 @@ use crate::domain::fairness::AppRules;
 use crate::domain::fields::suggestion;
 use crate::domain::job::{NAME_BYTES_MAX, wrong_id};
 use crate::domain::retry::RetryPolicy;
+use crate::domain::slice::SLICE_RECIPIENTS_MAX;
 use crate::im::ingress::DropInEndpoint;
 use crate::telemetry::{LogFilter, LogFormat};
 
@@ -95,7 +96,12 @@ fn read_address(
 fn read_worker(mut section: Section, findings: &mut Findings) -> WorkerConfig {
     let ms = Duration::from_millis;
     let worker = WorkerConfig {
-        slice_recipients: section.integer("slice_recipients", 500, 1..=5000, findings) as u32,
+        slice_recipients: section.integer(
+            "slice_recipients",
+            500,
+            1..=u64::from(SLICE_RECIPIENTS_MAX),
+            findings,
+        ) as u32,
         slice_concurrency: section.integer("slice_concurrency", 8, 1..=256, findings) as usize,
         small_job_concurrency: section.integer("small_job_concurrency", 4, 1..=256, findings)
             as usize,

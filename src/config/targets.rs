@@ -51,6 +51,9 @@ pub struct TargetConfig {
     /// `warm_up`: after other failures the limit climbs from a tenth to the whole in this time; 1s
     /// to 24h. Default none: the whole limit at once.
     pub warm_up: Option<Duration>,
+    /// `pending_max`: if so many recipients wait for the target, the HTTP interface answers 503 to
+    /// further jobs for it; at least 1. Default none.
+    pub pending_max: Option<u64>,
     /// `ca_file`, `certificate`, `key`, `server_name`: TLS, if the address asks for it.
     pub tls: TlsSettings,
 }
@@ -148,6 +151,7 @@ fn read_as(
         },
         adapt_interval: section.duration("adapt_interval", 10 * SECOND, SECOND..=HOUR, findings),
         warm_up: section.optional_duration("warm_up", SECOND..=24 * HOUR, findings),
+        pending_max: section.optional_integer("pending_max", 1..=u64::MAX, findings),
         tls: servers::read_tls(section, findings),
     }
 }

@@ -384,16 +384,29 @@ impl Head {
 const SLICES_WANTED: usize = 16;
 const SLICE_RECIPIENTS_MIN: usize = 32;
 
+/// The most recipients of a slice, whatever its message.
+pub const SLICE_RECIPIENTS_MAX: u32 = 5000;
+
+/// Bytes of a recipient in a slice, roughly.
+const RECIPIENT_BYTES: usize = 16;
+
 /// The recipients per slice for a list of `entries`, at most `most`. Calls of `per_call` recipients
 /// stay full.
-pub fn slice_recipients(entries: usize, per_call: usize, most: u32) -> u32 {
+///
+/// Every slice carries the head of its job. If that head, of `head_bytes`, is longer than `most`
+/// recipients, a slice takes as many recipients as are as long as the head: so the message of a
+/// job makes up at most half of what travels, or a slice has the most recipients there may be.
+pub fn slice_recipients(entries: usize, per_call: usize, most: u32, head_bytes: usize) -> u32 {
     let most = most.max(1);
     if entries <= EXPRESS_RECIPIENTS_MAX {
         return most;
     }
+    let number = |recipients: usize| u32::try_from(recipients).unwrap_or(u32::MAX);
+    let per_call = per_call.max(1);
+    let as_long = (head_bytes / RECIPIENT_BYTES).next_multiple_of(per_call);
+    let most = most.max(number(as_long).min(SLICE_RECIPIENTS_MAX));
     let wanted = entries.div_ceil(SLICES_WANTED).max(SLICE_RECIPIENTS_MIN);
-    let full = wanted.next_multiple_of(per_call.max(1));
-    u32::try_from(full).unwrap_or(u32::MAX).min(most)
+    number(wanted.next_multiple_of(per_call)).min(most)
 }
 
 #[cfg(test)]
@@ -416,7 +429,7 @@ mod tests {
     #[test]
     fn a_job_of_hundreds_has_slices_for_several_places() {
         let slices = |entries: usize, per_call| {
-            entries.div_ceil(slice_recipients(entries, per_call, 500) as usize)
+            entries.div_ceil(slice_recipients(entries, per_call, 500, 400) as usize)
         };
         assert_eq!(
             [1, 100, 101, 500, 1600].map(|it| slices(it, 1)),
@@ -425,10 +438,23 @@ mod tests {
         assert_eq!(slices(8_000, 1), 16);
         assert_eq!(slices(100_000, 1), 200);
         // Calls are not torn apart for it.
-        assert_eq!(slice_recipients(500, 100, 500), 100);
-        assert_eq!(slice_recipients(500, 500, 500), 500);
-        assert_eq!(slice_recipients(2_000, 500, 500), 500);
-        assert_eq!(slice_recipients(500, 1, 20), 20);
+        assert_eq!(slice_recipients(500, 100, 500, 300), 100);
+        assert_eq!(slice_recipients(500, 500, 500, 300), 500);
+        assert_eq!(slice_recipients(2_000, 500, 500, 300), 500);
+        assert_eq!(slice_recipients(500, 1, 20, 300), 20);
+    }
+
+    #[test]
+    fn a_long_message_travels_with_many_recipients() {
+        let of = |entries, head_bytes| slice_recipients(entries, 1, 500, head_bytes);
+        assert_eq!(of(1_000_000, 8_000), 500);
+        assert_eq!(of(1_000_000, 16_000), 1_000);
+        assert_eq!(of(1_000_000, 1_000_000), SLICE_RECIPIENTS_MAX);
+        // Workers share a smaller list as ever.
+        assert_eq!(of(8_000, 1_000_000), 500);
+        assert_eq!(of(100, 1_000_000), 500);
+        // Calls stay full.
+        assert_eq!(slice_recipients(1_000_000, 500, 500, 60_000), 4_000);
     }
 
     proptest! {

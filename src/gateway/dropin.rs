@@ -45,7 +45,7 @@ use crate::im::ingress::{
 };
 use crate::metrics::LedgerStep;
 use crate::ports::{Broker, RetainedQueues, Store, Transport};
-use crate::service::admission::charge;
+use crate::service::admission::{Admission as _, charge};
 
 /// The header that names the jobs of a request.
 const JOB_HEADER: &str = "fanwise-job";
@@ -335,6 +335,9 @@ async fn accept<B: Broker, S: Store, T: Transport>(
         return Err(Failure::Conflict);
     }
     let asked: Vec<_> = prepared.iter().map(|it| it.job.asked.clone()).collect();
+    for job in &asked {
+        gateway.has_room(&job.target)?;
+    }
     charge(gateway, &asked).await?;
     open.publish(prepared.iter().map(outgoing).collect())
         .await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Gateway;
 use super::access::Caller;
 use super::problem::Refusal;
-use crate::metrics::{AskedResult, LedgerStep};
+use crate::metrics::{AskedResult, Bound, LedgerStep};
 use crate::ports::{Broker, LedgerError, Store, Transport};
 use crate::runtime::Context;
 use crate::service::BeforeAccept;
@@ -32,6 +32,17 @@ impl<B: Broker, S: Store, T: Transport> Admission for Gateway<B, S, T> {
 
     fn before_accept(&self, app: &str) -> Option<&BeforeAccept> {
         self.access.apps.get(app)?.before_accept.as_ref()
+    }
+
+    fn has_room(&self, target: &str) -> Result<(), Refused> {
+        let Some((pending, pending_max)) = self.context.too_many_pending(target) else {
+            return Ok(());
+        };
+        self.context.metrics.request_refused(Bound::Pending);
+        Err(Refused::Undecided(format!(
+            "{pending} recipients wait for target {target:?}, and its pending_max is {pending_max}: \
+             send this again when it has caught up"
+        )))
     }
 
     fn asked(&self, result: AskedResult, took: Duration) {

@@ -42,7 +42,7 @@ use crate::metrics::LedgerStep;
 use crate::ports::{
     Broker, Entry, Gathered, JobRecord, JobState, Outgoing, Route, Store, Transport,
 };
-use crate::service::admission::{PREVIEWS, agree, charge, conflicts, preview};
+use crate::service::admission::{Admission as _, PREVIEWS, agree, charge, conflicts, preview};
 use crate::service::api::{JobStanding, Preview, Submitted};
 
 /// Largest body that is read: a job slightly above its bound gets an explanation and is not cut
@@ -76,6 +76,9 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     let repeated = known && settled && !checked.job.for_all;
     let first = wishes.dry_run.then(|| draft.first()).transpose()?;
     if !repeated && !wishes.dry_run {
+        if !known {
+            gateway.has_room(&checked.job.target)?;
+        }
         charge(&*gateway, std::slice::from_ref(&checked.job.asked)).await?;
         gateway.publish(draft, &checked, &wishes, open).await?;
         gateway

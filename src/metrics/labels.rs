@@ -165,6 +165,8 @@ pub enum Bound {
     Readers,
     /// Requests per second of an app.
     Rate,
+    /// Recipients that wait for a target.
+    Pending,
 }
 
 impl Bound {

@@ -44,6 +44,9 @@ pub struct Beat {
     /// Some of the jobs that it works on, by target: those with the most places first.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub jobs: BTreeMap<String, Vec<JobAtWork>>,
+    /// Recipients that wait in the whole cluster, by target, if the process counts them for all.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pending: BTreeMap<String, u64>,
 }
 
 /// The slices of one job at one worker and target.

@@ -52,6 +52,7 @@ pub async fn count_cluster<B: Broker, S: Store, T>(
                 figures.waiting = waiting.now().await;
             }
             context.metrics.cluster(figures.as_ref());
+            context.note_counted(figures.as_ref());
             let rest = PAUSE.max(took * REST_TIMES);
             // A ledger that goes down takes the figures with it.
             if tokio::time::timeout(rest, up.wait_for(|up| !*up))
@@ -327,6 +328,7 @@ mod tests {
             calls: Default::default(),
             at_broker: None,
             jobs: Default::default(),
+            pending: Default::default(),
         };
         let beats = [beat(0, false), beat(3, false), beat(9, true), beat(7, true)];
         let chosen = |beats: &[Beat]| {

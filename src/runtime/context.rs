@@ -18,6 +18,7 @@ use super::complete_lists::CompleteLists;
 use super::credential::Keyring;
 use super::health::{Admission, Health};
 use super::ledger_health::LedgerHealth;
+use super::pending::PendingRecipients;
 use super::standstills::TargetStandstills;
 use super::under_way::CallsUnderWay;
 use crate::clock::now_ms;
@@ -91,6 +92,8 @@ pub struct TargetRuntime {
     pub adapt_interval: Duration,
     /// The time in which the limit climbs back after the target was parked for failures.
     pub warm_up: Option<Duration>,
+    /// If so many recipients wait for it, the HTTP interface accepts no job for it.
+    pub pending_max: Option<u64>,
     pub health: Health,
     pub metrics: TargetMetrics,
     /// Calls under way.
@@ -155,6 +158,7 @@ pub struct Context<S, T> {
     waiting: Seldom,
     pub(crate) complete: CompleteLists,
     pub(crate) backlog: Backlog,
+    pub(crate) pending: PendingRecipients,
     /// The limits as this process alone keeps them, for an app that sends while the ledger is down.
     pub(crate) limits_here: Limits,
 }
@@ -240,6 +244,7 @@ impl<S: Store, T> Context<S, T> {
             waiting: Seldom::default(),
             complete: CompleteLists::default(),
             backlog: Backlog::default(),
+            pending: PendingRecipients::default(),
             limits_here: Limits::default(),
         }
     }

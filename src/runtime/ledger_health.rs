@@ -162,6 +162,7 @@ impl Heartbeats {
                 calls: BTreeMap::new(),
                 at_broker: None,
                 jobs: BTreeMap::new(),
+                pending: BTreeMap::new(),
             },
             answered: Instant::now(),
         }
@@ -176,6 +177,7 @@ impl Heartbeats {
             self.beat.number = 0;
         }
         self.beat.calls = context.calls_under_way();
+        self.beat.pending = context.counted();
         if self.beat.works {
             self.beat.at_broker = Some(context.at_broker.load(Ordering::Relaxed));
             self.beat.jobs = context.jobs_at_work();

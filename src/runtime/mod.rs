@@ -17,6 +17,7 @@ mod count_users;
 pub(crate) mod credential;
 mod health;
 pub(crate) mod ledger_health;
+mod pending;
 mod standstills;
 mod tally;
 mod under_way;

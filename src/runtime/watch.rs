@@ -61,5 +61,6 @@ async fn look_once<S: Store, T>(
     let parked = context.store.parked(targets);
     let parked = context.try_step(LedgerStep::Park, parked).await?;
     context.note_parked(parked, asked);
-    heartbeats.beat(context).await
+    heartbeats.beat(context).await?;
+    context.read_pending().await
 }

@@ -5,11 +5,12 @@
 //! 2. [`allow`]: the app's permissions, and `before_accept`, which may change the message;
 //! 3. [`agree`]: its key does not belong to another message, and its stored message exists and
 //!    fits;
-//! 4. [`charge`]: the app's quota. This step counts the job, so it comes last: a job that is
+//! 4. [`Admission::has_room`], for a job that is not known yet: its target is not too far behind;
+//! 5. [`charge`]: the app's quota. This step counts the job, so it comes last: a job that is
 //!    refused or only tried out is not counted.
 //!
-//! [`consider`] takes all steps but the last, for a job of several messages. Nothing here makes
-//! anything durable. The intake repeats all steps but `before_accept`, see [`admit`].
+//! [`consider`] takes the first three steps, for a job of several messages. Nothing here makes
+//! anything durable. The intake repeats the steps that do not depend on the endpoint, see [`admit`].
 
 use std::fmt;
 use std::future::Future;
@@ -61,6 +62,10 @@ pub trait Admission: Sync {
     fn transport(&self) -> &Self::Transport;
     /// The endpoint that decides about the jobs of an app.
     fn before_accept(&self, app: &str) -> Option<&BeforeAccept>;
+    /// Whether so many recipients wait for a target that it takes no further job now.
+    fn has_room(&self, _target: &str) -> Result<(), Refused> {
+        Ok(())
+    }
     /// Called after each request to `before_accept`, to count it.
     fn asked(&self, _result: AskedResult, _took: Duration) {}
     /// Carries out one step of the ledger. Implementations that count steps do it here.
@@ -503,7 +508,7 @@ pub async fn charge<A: Admission>(admission: &A, asked: &[Asked]) -> Result<(), 
     }
 }
 
-/// A job of one or more messages that passed all steps but [`charge`].
+/// A job of one or more messages that passed [`consider`].
 #[derive(Debug)]
 pub struct Considered {
     pub id: JobId,
@@ -516,7 +521,7 @@ pub struct Considered {
     pub entry: Entry,
 }
 
-/// Takes all steps but [`charge`], for the messages of one job.
+/// Takes the first three steps for the messages of one job.
 pub async fn consider<A: Admission>(
     admission: &A,
     mut bodies: Vec<Bytes>,

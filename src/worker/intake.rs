@@ -242,8 +242,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             Err(end) => return end,
         };
         let submission = match job.is_for_all() {
-            true => self.submission_of_all(job, warnings),
-            false => self.submission(job, warnings),
+            true => self.submission_of_all(job, &resolved.head, warnings),
+            false => self.submission(job, &resolved.head, warnings),
         };
         let submission = Submission {
             template: resolved.template,
@@ -422,18 +422,24 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
     }
 
     /// The recipients per slice for a list that was not cut before.
-    fn slice_recipients(&self, job: &Job<'_>) -> u32 {
+    fn slice_recipients(&self, job: &Job<'_>, head: &Head) -> u32 {
         let context = &*self.session.context;
-        let target = context.targets.get(&job.head.target);
-        let per_call = match &job.head.vars {
+        let target = context.targets.get(&head.target);
+        let per_call = match &head.vars {
             // Each recipient has a call of its own.
             Some(_) => 1,
-            None => target.map_or(1, |target| target.recipients_per_call(&job.head)),
+            None => target.map_or(1, |target| target.recipients_per_call(head)),
         };
-        slice_recipients(job.entries, per_call, context.settings.slice_recipients)
+        let head_bytes = match job.entries <= EXPRESS_RECIPIENTS_MAX {
+            true => 0,
+            false => json::size(head),
+        };
+        let most = context.settings.slice_recipients;
+        slice_recipients(job.entries, per_call, most, head_bytes)
     }
 
-    fn submission(&self, job: &Job<'_>, warnings: Vec<String>) -> Submission {
+    /// `head` is that of the slices, with the message that a template stands for.
+    fn submission(&self, job: &Job<'_>, head: &Head, warnings: Vec<String>) -> Submission {
         // The shape of a job in parts allows for all of them.
         let entries = job.entries as u64;
         let expected = entries * u64::from(job.part.of);
@@ -447,7 +453,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             entries,
             parts: job.part.of,
             shape: Shape::of(expected),
-            slice_recipients: self.slice_recipients(job),
+            slice_recipients: self.slice_recipients(job, head),
             window: job.head.window.as_ref().map(ToString::to_string),
             rate: job.head.rate.map(|rate| rate.short()),
             priority: job.head.priority,
@@ -465,14 +471,14 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
 
     /// An audience of all users is one submission without recipients, and at least one part that
     /// follows.
-    fn submission_of_all(&self, job: &Job<'_>, warnings: Vec<String>) -> Submission {
+    fn submission_of_all(&self, job: &Job<'_>, head: &Head, warnings: Vec<String>) -> Submission {
         Submission {
             submission: "all".to_owned(),
             entries: 0,
             expanded: false,
             parts: 2,
             shape: Shape::of(ALL_EXPECTED),
-            ..self.submission(job, warnings)
+            ..self.submission(job, head, warnings)
         }
     }
 

@@ -420,6 +420,7 @@ fn beat(number: u64) -> Beat {
         calls: BTreeMap::new(),
         at_broker: Some(true),
         jobs: BTreeMap::new(),
+        pending: BTreeMap::new(),
     }
 }
 

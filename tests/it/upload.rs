@@ -1095,3 +1095,82 @@ impl Context for Anything {
         Ok(())
     }
 }
+
+/// Overload of one target: jobs for it are refused while so many recipients wait for it, and for
+/// nothing longer.
+async fn a_target_that_is_far_behind_takes_no_jobs(gateway: u16, resume: impl AsyncFnOnce()) {
+    let submit = async |key: &str, target: &str, users: &[String]| {
+        let job = json!({"v": 1, "client_msg_no": key, "target": target,
+                         "audience": {"users": users}, "message": {"type": "text", "text": "x"}});
+        post(gateway, &[JSON], job.to_string().as_bytes()).await
+    };
+    let first = submit("first", "im", &users(101)).await;
+    assert_eq!(first.status, 202, "{first:?}");
+    // The count is some seconds old, so further jobs are accepted until it is made.
+    let mut accepted = Vec::new();
+    let refused = until("a refusal", BOUND, async || {
+        let key = format!("further-{}", accepted.len());
+        let answer = submit(&key, "im", &users(1)).await;
+        match answer.status {
+            202 => {
+                accepted.push(key);
+                None
+            }
+            _ => Some(answer),
+        }
+    })
+    .await;
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert!(refused.is_problem() && refused.body.contains("pending_max is 100"));
+    assert!(refused.headers.contains_key("retry-after"), "{refused:?}");
+    let listed = upload(gateway, "listed", "text/plain", b"a\nb\n").await;
+    assert_eq!(listed.status, 503, "{listed:?}");
+    // What was accepted before is accepted still, and other targets go on.
+    let again = submit("first", "im", &users(101)).await;
+    assert_eq!(again.status, 200, "{again:?}");
+    let other = submit("other", "other", &users(1)).await;
+    assert_eq!(other.status, 202, "{other:?}");
+    completed(gateway, "other").await;
+
+    resume().await;
+    for key in accepted.iter().map(String::as_str).chain(["first"]) {
+        completed(gateway, key).await;
+    }
+    let listed = until("room again", BOUND, async || {
+        let answer = upload(gateway, "listed", "text/plain", b"a\nb\n").await;
+        (answer.status == 202).then_some(answer)
+    });
+    listed.await;
+    let listed = completed(gateway, "listed").await;
+    assert_eq!(listed["accounts"]["sent"], 2, "{listed}");
+}
+
+const FAR_BEHIND: &str = "[apps.default]\ntarget = \"im\"\n[targets.other]\ntype = \"wukongim\"\nversion = \"v3\"\nsender = \"news\"\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_11_a_gateway_takes_no_jobs_for_a_target_that_is_far_behind() {
+    let Some(mut plan) = Plan::shared() else {
+        return;
+    };
+    plan.target.push_str("\npending_max = 100");
+    plan.more = format!("{FAR_BEHIND}url = \"http://{{address}}\"\n");
+    let world = plan.start("far-behind").await;
+    let worker = world.worker().await;
+    let variables = [
+        ("FANWISE_GATEWAY__LISTEN", "127.0.0.1:0"),
+        ("FANWISE_ADMIN__LISTEN", "127.0.0.1:0"),
+    ];
+    let mut gateway = fanwise(&["gateway", "--config", world.config()], &variables);
+    let port = gateway.until_listens("gateway listens").await;
+    let paused = world.run(&["target", "pause", "im"]).await;
+    assert!(paused.code == Some(0), "{paused:?}");
+    a_target_that_is_far_behind_takes_no_jobs(port, async || {
+        let resumed = world.run(&["target", "resume", "im"]).await;
+        assert!(resumed.code == Some(0), "{resumed:?}");
+    })
+    .await;
+    gateway.terminate();
+    gateway.wait(Duration::from_secs(30)).await;
+    worker.drain().await;
+    world.end().await;
+}

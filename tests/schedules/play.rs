@@ -267,6 +267,7 @@ pub(crate) fn target(plan: &Plan, metrics: &Metrics, target: impl Target) -> Tar
         config_fault_pause: Duration::from_secs(5),
         adapt_interval: Duration::from_secs(1),
         warm_up: None,
+        pending_max: None,
         health: Health::new(BreakerRule {
             failures: 5,
             ratio: 0.5,

@@ -186,6 +186,7 @@ const QUESTION: Beat = Beat {
     calls: BTreeMap::new(),
     at_broker: None,
     jobs: BTreeMap::new(),
+    pending: BTreeMap::new(),
 };
 
 /// An oldest call that takes this long is reported.

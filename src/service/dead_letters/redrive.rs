@@ -350,6 +350,7 @@ impl<A: Admission> Maker<'_, A> {
         }
         made.again.extend(ids);
         if !self.redrive.dry_run {
+            self.admission.has_room(&considered.asked.target)?;
             admission::charge(self.admission, std::slice::from_ref(&considered.asked)).await?;
             made.new = Some(considered);
         }

@@ -434,6 +434,7 @@ async fn processes_that_are_alive_tell_their_calls(bench: &impl StoreBench) {
         calls: [("im".to_owned(), calls)].into(),
         at_broker: Some(false),
         jobs: [("im".to_owned(), vec![job])].into(),
+        pending: [("im".to_owned(), 5)].into(),
     };
     let beaten = store.beat(&beat).await.unwrap();
     assert!(!beaten.went_back);
