@@ -138,8 +138,18 @@ async fn producer_keeps_its_word(world: World, producer: Program) {
         "{}",
         finished.stdout
     );
-    let record = completed_with(&world, "long", long.len()).await;
-    assert_eq!(record["accounts"]["sent"], long.len(), "{record}");
+    // All of them are there; sending to them would show nothing more.
+    let job = job_of(&world, "long").await;
+    until("both parts are counted", BOUND, async || {
+        let record = world.job(&job).await?;
+        (record["accounts"]["total"] == long.len()).then_some(())
+    })
+    .await;
+    let cancelled = world
+        .run(&["job", "cancel", "long", "--reason", "seen"])
+        .await;
+    assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
+    completed_with(&world, "long", long.len()).await;
 
     assert_accepted(&publish(&world, &producer, "count", &["--count", "2000"]).await);
     let record = completed_with(&world, "count", 2000).await;
