@@ -120,6 +120,11 @@ impl job::Context for Names<'_> {
         target.is_some_and(|target| target.profile().folds_case)
     }
 
+    fn check_category(&self, app: &str, category: &str) -> Result<(), String> {
+        let caps = self.config.apps.get(app).map(|it| &it.frequency_caps);
+        job::known_category(app, category, caps)
+    }
+
     fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {
         let apps = &self.config.apps;
         let callbacks = apps.get(app).and_then(|it| it.callbacks.as_ref());
@@ -396,6 +401,7 @@ fn context<S: Store>(
                 default_target: app.target.clone(),
                 limit: app.limit,
                 window: app.window.clone(),
+                frequency_caps: app.frequency_caps.clone(),
                 retry: app.retry,
                 share: app.share,
                 fail_open: app.fail_open,

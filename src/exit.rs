@@ -8,7 +8,7 @@ pub enum Exit {
     /// Done, or drained in time.
     Ok = 0,
     /// The job that the command waited for is completed, but some recipients did not get the
-    /// message, or may not have got it: they are failed, uncertain, expired or cancelled.
+    /// message, or may not have got it: they are failed, uncertain, expired, cancelled or capped.
     NotAll = 1,
     /// The command line is wrong.
     Usage = 64,

@@ -25,7 +25,7 @@
 //! 1. **Accepted is durable.** The broker confirms a job that was published with confirms and
 //!    `mandatory` only after it has the job on disk.
 //! 2. **Exact accounts.** Every list entry ends in one of `sent`, `duplicate`, `failed`,
-//!    `uncertain`, `expired`, `cancelled`. A job is `completed` when no recipient is pending and an
+//!    `uncertain`, `expired`, `cancelled`, `capped`. A job is `completed` when no recipient is pending and an
 //!    audit of the ledger agrees.
 //! 3. **Once.** For one (app, `client_msg_no`, recipient) at most one send is in flight in the
 //!    whole cluster, and a recipient that was sent to is not sent to again within the dedup window.
@@ -71,6 +71,10 @@
 //! whether the call may leave, at the price of one load, so a directive also holds back calls that
 //! wait for a place. Paused work waits on the retry ladder and looks again after as long as the
 //! pause has lasted, at most a minute ([`domain::directive`]).
+//!
+//! *Frequency caps.* The store keeps, per app, category and recipient, when which jobs sent last. A
+//! recipient takes a unit between claim and call, and one without a free unit ends `capped`
+//! ([`domain::frequency_cap`], [`ports::FrequencyCaps`]).
 //!
 //! *Losing the ledger* loses the dedup window, never a recipient: slices carry the message and the
 //! list, and the job's record is rebuilt from them. Lost heartbeats, or a number that the broker
@@ -119,7 +123,8 @@
 //! lanes and of ack. *call* one request to a backend. *target* one backend account. *lane* a queue of
 //! one target and class. *place* what a slice needs at a worker to make calls. *ledger* the record of claimed and settled recipients. *outcome*
 //! how a recipient ended. *attempt* 1-based, the first try included. *parked* a target that waits
-//! until a time. *dead letter* recipients that ended failed or uncertain, with reasons. *directive*
+//! until a time. *category* what a message is for. *frequency cap* at most so many messages of a
+//! category to a recipient within a period. *dead letter* recipients that ended failed or uncertain, with reasons. *directive*
 //! pause, resume, cancel or re-rate of a job, app or target.
 
 #![cfg_attr(

@@ -416,6 +416,9 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
     if !job.tags.is_empty() {
         output::line(format!("tags           {}", job.tags.join(", ")))?;
     }
+    if let Some(category) = &job.category {
+        output::line(format!("category       {category}"))?;
+    }
     if let Some(window) = &job.window {
         output::line(format!("sending hours  {window}"))?;
     }
@@ -495,7 +498,7 @@ async fn verify(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
         output::line(format!("exact: {}", progress::summary(&job.accounts)))?;
         output::line(format!(
             "the ledger holds {} recipients with an outcome and {} open claims",
-            grouped(audit.sent + audit.failed + audit.uncertain + audit.expired + audit.cancelled),
+            grouped(audit.settled()),
             grouped(audit.claimed)
         ))?;
     } else {

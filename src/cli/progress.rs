@@ -224,7 +224,7 @@ fn pace(rate: f64, pending: u64, limiting: &str) -> String {
 fn outcomes(accounts: &Accounts) -> String {
     let parts: Vec<_> = counted(accounts)
         .into_iter()
-        .filter(|(name, count)| *count > 0 || !["expired", "cancelled"].contains(name))
+        .filter(|(name, count)| *count > 0 || !["expired", "cancelled", "capped"].contains(name))
         .map(|(name, count)| format!("{} {name}", grouped(count)))
         .collect();
     parts.join(", ")
@@ -256,7 +256,7 @@ pub(super) fn hint(record: &JobRecord) {
     }
 }
 
-fn counted(accounts: &Accounts) -> [(&'static str, u64); 7] {
+fn counted(accounts: &Accounts) -> [(&'static str, u64); 8] {
     [
         ("sent", accounts.sent),
         ("duplicate", accounts.duplicate),
@@ -264,6 +264,7 @@ fn counted(accounts: &Accounts) -> [(&'static str, u64); 7] {
         ("uncertain", accounts.uncertain),
         ("expired", accounts.expired),
         ("cancelled", accounts.cancelled),
+        ("capped", accounts.capped),
         ("pending", accounts.pending()),
     ]
 }

@@ -126,6 +126,10 @@ pub(super) struct SendArgs {
     /// Time zone of the hours, such as Asia/Shanghai [default: UTC]
     #[arg(long, value_name = "ZONE", requires = "window")]
     timezone: Option<String>,
+    /// Category of the message, such as marketing, whose frequency cap applies; the app's
+    /// configuration names its categories
+    #[arg(long)]
+    category: Option<String>,
     /// Rate limit of this job alone, such as 500/s
     #[arg(long)]
     rate: Option<String>,

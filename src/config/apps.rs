@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use axum::http::Uri;
 
 use super::reader::{Findings, Section};
-use super::sections::no_target;
+use super::sections::{check_name, no_target};
 use super::signatures::read_signer;
-use super::{AppConfig, Config, GatewayAuth, MINUTE, SECOND, TargetConfig};
+use super::{AppConfig, Config, GatewayAuth, HOUR, MINUTE, SECOND, TargetConfig};
+use crate::domain::frequency_cap::{CAP_MAX, FrequencyCap};
 use crate::domain::permissions::{AudienceKind, Permissions};
 use crate::domain::window::{NoWindow, Window};
 use crate::gateway::AppAccess;
@@ -60,6 +61,31 @@ pub(super) fn read_window(section: &mut Section, findings: &mut Findings) -> Opt
             None
         }
     }
+}
+
+/// `[apps.NAME.frequency_caps.CATEGORY]`: `max` and `period`.
+pub(super) fn read_frequency_caps(
+    section: &mut Section,
+    findings: &mut Findings,
+) -> BTreeMap<String, FrequencyCap> {
+    let (all, mut caps) = (section.key("frequency_caps"), BTreeMap::new());
+    for (category, mut section) in section.named("frequency_caps", findings) {
+        check_name(&format!("{all}.{category}"), &category, findings);
+        let max = 1..=u64::from(CAP_MAX);
+        let period = MINUTE..=31 * 24 * HOUR;
+        let max = section.required("max", findings, |section, findings| {
+            section.integer("max", 1, max, findings)
+        });
+        let period = section.required("period", findings, |section, findings| {
+            section.duration("period", MINUTE, period, findings)
+        });
+        section.finish(findings);
+        if let (Some(max), Some(period)) = (max, period) {
+            let max = max as u32;
+            caps.insert(category, FrequencyCap { max, period });
+        }
+    }
+    caps
 }
 
 fn read_audiences(

@@ -27,6 +27,7 @@ pub use self::servers::{BrokerConfig, LedgerConfig};
 pub use self::targets::TargetConfig;
 use crate::domain::fairness::AppRules;
 use crate::domain::fields::Problem;
+use crate::domain::frequency_cap::FrequencyCap;
 use crate::domain::limits::Rate;
 use crate::domain::notice::ReplyRules;
 use crate::domain::permissions::Permissions;
@@ -157,6 +158,10 @@ pub struct AppConfig {
     /// `window`, `timezone`: the hours of the day in which its jobs are sent, such as
     /// `"09:00-21:00"` in `"Asia/Shanghai"` (UTC). Default none: always.
     pub window: Option<Window>,
+    /// `[apps.NAME.frequency_caps.CATEGORY]`: `max` (required; 1 to 100) and `period` (required;
+    /// 1m to 31d), at most so many messages of the category to a recipient within a period. Default
+    /// none: jobs may name no category.
+    pub frequency_caps: BTreeMap<String, FrequencyCap>,
     /// `[apps.NAME.retry]`: what differs from the retry policy of the target.
     pub retry: RetryChanges,
     /// `weight`: its share of the places of a target beside other apps. Default 1; 1 to 1000.

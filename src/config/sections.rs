@@ -160,6 +160,7 @@ fn read_apps(
             target,
             limit: section.rate("limit", findings),
             window: apps::read_window(&mut section, findings),
+            frequency_caps: apps::read_frequency_caps(&mut section, findings),
             retry: retry::changes(&mut section, retry, findings),
             share: AppRules {
                 weight: section.integer("weight", 1, 1..=1000, findings) as u32,

@@ -1,5 +1,5 @@
 //! The accounts of a job (promise 2): total = sent + duplicate + failed + uncertain + expired +
-//! cancelled + pending.
+//! cancelled + capped + pending.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,9 @@ pub struct Accounts {
     pub uncertain: u64,
     pub expired: u64,
     pub cancelled: u64,
+    /// Recipients that had reached the frequency cap of the job's category.
+    #[serde(default)]
+    pub capped: u64,
 }
 
 impl Accounts {
@@ -38,6 +41,7 @@ impl Accounts {
             Outcome::Uncertain => self.uncertain,
             Outcome::Expired => self.expired,
             Outcome::Cancelled => self.cancelled,
+            Outcome::Capped => self.capped,
         }
     }
 
@@ -49,6 +53,7 @@ impl Accounts {
             Outcome::Uncertain => &mut self.uncertain,
             Outcome::Expired => &mut self.expired,
             Outcome::Cancelled => &mut self.cancelled,
+            Outcome::Capped => &mut self.capped,
         }
     }
 }
@@ -104,11 +109,44 @@ pub struct Audit {
     pub uncertain: u64,
     pub expired: u64,
     pub cancelled: u64,
+    #[serde(default)]
+    pub capped: u64,
     /// Claims that are still open.
     pub claimed: u64,
 }
 
 impl Audit {
+    /// The recipients with this outcome. No recipient is a duplicate: list entries are.
+    pub fn of(&self, outcome: Outcome) -> u64 {
+        match outcome {
+            Outcome::Sent => self.sent,
+            Outcome::Duplicate => 0,
+            Outcome::Failed => self.failed,
+            Outcome::Uncertain => self.uncertain,
+            Outcome::Expired => self.expired,
+            Outcome::Cancelled => self.cancelled,
+            Outcome::Capped => self.capped,
+        }
+    }
+
+    /// Recipients with an outcome.
+    pub fn settled(&self) -> u64 {
+        Outcome::ALL.iter().map(|outcome| self.of(*outcome)).sum()
+    }
+
+    /// Counts a recipient with this outcome.
+    pub fn count(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Sent => self.sent += 1,
+            Outcome::Duplicate => {}
+            Outcome::Failed => self.failed += 1,
+            Outcome::Uncertain => self.uncertain += 1,
+            Outcome::Expired => self.expired += 1,
+            Outcome::Cancelled => self.cancelled += 1,
+            Outcome::Capped => self.capped += 1,
+        }
+    }
+
     /// The differences between the counters of a job and its ledger, in words. Empty means exact.
     ///
     /// A finished job has no pending recipients and no open claims; a running one may have both.
@@ -121,11 +159,10 @@ impl Audit {
                 ));
             }
         };
-        compare("sent", accounts.sent, self.sent);
-        compare("failed", accounts.failed, self.failed);
-        compare("uncertain", accounts.uncertain, self.uncertain);
-        compare("expired", accounts.expired, self.expired);
-        compare("cancelled", accounts.cancelled, self.cancelled);
+        let of_recipients = Outcome::ALL.iter().filter(|it| it.ledger_code().is_some());
+        for &outcome in of_recipients {
+            compare(outcome.as_str(), accounts.of(outcome), self.of(outcome));
+        }
         if accounts.settled() > accounts.total {
             differences.push(format!(
                 "outcomes: {} counted for {} recipients",

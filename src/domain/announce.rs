@@ -28,6 +28,9 @@ pub struct DeadLetter {
     pub slice: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<String>,
+    /// The category of the message, whose frequency cap applies to a redrive too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category: Option<String>,
     /// The recipients are groups of this kind, not users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_type: Option<u8>,

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::ids::Owner;
 use super::outcome::{Class, Next, OnUncertain, Outcome, TargetAnswer, Verdict};
-use super::slice::{Doubt, Ended, SLICE_VERSION, SLICE_VERSION_PLAIN, Slice, Unrecorded};
+use super::slice::{Doubt, Ended, Slice, Unrecorded};
 
 /// The ledger's answer to the claim of a recipient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -365,6 +365,20 @@ impl Delivery {
         self.again_at_once(&call.members);
     }
 
+    /// Ends these recipients of a call that is not made yet: they have reached their frequency cap.
+    /// A recipient with a call in doubt ends uncertain, since it may have got the message.
+    pub fn capped(&mut self, capped: &[usize], rules: Rules) {
+        for index in capped.iter().copied() {
+            match self.doubts.get(&index) {
+                Some(doubt) => {
+                    let answer = doubt.then("no further attempt, because of the frequency cap");
+                    self.end_uncertain(index, answer, rules);
+                }
+                None => self.knows(index, Outcome::Capped),
+            }
+        }
+    }
+
     /// Fails a recipient for which no call can be made, now or later.
     pub fn refused(&mut self, index: usize, answer: TargetAnswer, rules: Rules) {
         let attempts = self.attempts[index];
@@ -674,10 +688,7 @@ impl Delivery {
         let packed = calls.iter().any(|length| *length > 1);
         let vars = |index: &usize| slice.vars_of(*index).map(ToOwned::to_owned);
         Slice {
-            v: match unrecorded.is_empty() {
-                true => SLICE_VERSION_PLAIN,
-                false => SLICE_VERSION,
-            },
+            v: Slice::version(&slice.head, &unrecorded),
             head: std::sync::Arc::clone(&slice.head),
             id: slice.id.clone(),
             entries: slice.entries,

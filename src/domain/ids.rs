@@ -29,6 +29,12 @@ impl JobId {
         Self(id)
     }
 
+    /// The first bytes of the id.
+    pub fn beginning(self) -> [u8; 6] {
+        let [a, b, c, d, e, f, ..] = self.0;
+        [a, b, c, d, e, f]
+    }
+
     /// A number that is as good as random.
     pub fn number(self) -> u64 {
         self.0
@@ -98,7 +104,7 @@ impl Fingerprint {
     }
 }
 
-/// Computes fingerprints for one job.
+/// Computes fingerprints for one job, or for the jobs of one app.
 #[derive(Clone, Copy)]
 pub struct Fingerprinter {
     key: [u8; 16],
@@ -106,9 +112,24 @@ pub struct Fingerprinter {
 
 impl Fingerprinter {
     pub fn new(secret: &str, job: JobId) -> Self {
+        Self::with_key(&[secret.as_bytes(), &job.0])
+    }
+
+    /// Fingerprints that are the same in all jobs of an app. `kind` keeps apart users and groups
+    /// with the same id.
+    pub fn of_app(secret: &str, app: &str, kind: &str) -> Self {
+        Self::with_key(&[
+            secret.as_bytes(),
+            b"\0app\0",
+            app.as_bytes(),
+            b"\0",
+            kind.as_bytes(),
+        ])
+    }
+
+    fn with_key(parts: &[&[u8]]) -> Self {
         let mut context = digest::Context::new(&digest::SHA256);
-        context.update(secret.as_bytes());
-        context.update(&job.0);
+        parts.iter().for_each(|part| context.update(part));
         let mut key = [0; 16];
         key.copy_from_slice(&context.finish().as_ref()[..16]);
         Self { key }

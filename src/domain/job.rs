@@ -11,7 +11,9 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::context::{Context, check_callback, default_target, known_app, known_target};
+pub use self::context::{
+    Context, check_callback, default_target, known_app, known_category, known_target,
+};
 use self::parse::read_job;
 use super::audience::{Audience, Member};
 pub use super::audience::{AudienceDocument, MemberDocument};
@@ -85,6 +87,12 @@ pub struct JobDocument {
     /// The IANA time zone of `window`, such as `Asia/Shanghai`; UTC if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,
+    /// The category of the message, such as `marketing`. The app's configuration lists the
+    /// categories with the frequency cap of each; recipients that have reached it end as `capped`.
+    /// Without a category, no cap applies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub category: Option<String>,
     /// A limit of this job alone, such as `500/s` or `500/s burst 50`, in recipients.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<String>,
@@ -142,6 +150,7 @@ impl JobDocument {
             expires_at: None,
             window: None,
             timezone: None,
+            category: None,
             rate: None,
             on_uncertain: None,
             mapping: None,

@@ -27,6 +27,8 @@ pub mod directive;
 pub mod fairness;
 /// Reads JSON objects field by field and reports every problem at once.
 pub mod fields;
+/// At most so many messages of a category to a recipient within a period.
+pub mod frequency_cap;
 /// Short ids that are derived from what they identify: jobs, fingerprints, slices and owners.
 pub mod ids;
 /// Reads a job as producers publish it, or reports all its problems.

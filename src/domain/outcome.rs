@@ -38,6 +38,9 @@ pub enum Outcome {
     Expired,
     /// An operator cancelled the job first.
     Cancelled,
+    /// The recipient had reached the frequency cap of the job's category. Nothing was sent, and
+    /// nothing failed.
+    Capped,
 }
 
 impl Outcome {
@@ -57,6 +60,17 @@ impl Outcome {
             Self::Uncertain => Some(b'u'),
             Self::Expired => Some(b'e'),
             Self::Cancelled => Some(b'x'),
+            Self::Capped => Some(b'c'),
+        }
+    }
+
+    /// Whether a recipient that ended so certainly got no message, so that its unit of a frequency
+    /// cap goes back.
+    pub fn is_without_message(self) -> bool {
+        match self {
+            Self::Failed | Self::Expired | Self::Cancelled => true,
+            // A capped recipient has no unit of this job.
+            Self::Sent | Self::Duplicate | Self::Uncertain | Self::Capped => false,
         }
     }
 

@@ -54,6 +54,7 @@ pub fn document(letter: &DeadLetter, priority: Priority) -> serde_json::Result<J
         app: Some(letter.app.clone()),
         target: Some(letter.target.clone()),
         sender: letter.sender.clone(),
+        category: letter.category.clone(),
         options: Some(options),
         priority: Some(priority),
         // Features that the target does not support were dropped or refused when the first job was
@@ -120,6 +121,7 @@ mod tests {
                 target: "im".to_owned(),
                 slice: String::new(),
                 sender: Some("news".to_owned()),
+                category: Some("marketing".to_owned()),
                 group_type: None,
                 message: raw(message.clone()),
                 options: raw(json!({"unread": false, "expire_seconds": 7})),
@@ -132,6 +134,7 @@ mod tests {
             assert_eq!(job["message"], message);
             assert_eq!(job["client_msg_no"], "promo~r1");
             assert_eq!(job["sender"], "news");
+            assert_eq!(job["category"], "marketing");
             assert_eq!(job["options"]["expire_seconds"], 7);
             assert_eq!(job["options"]["unread"], false);
         }

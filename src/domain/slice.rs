@@ -21,9 +21,15 @@ use super::placeholders::as_it_stands;
 use super::window::Window;
 
 /// Version of the slice format. A worker that meets a higher one leaves the slice to newer workers.
-pub const SLICE_VERSION: u32 = 2;
+pub const SLICE_VERSION: u32 = 3;
 
-/// Version of a slice that an older worker can deliver too.
+/// Version of a slice whose job has a category: an older worker would not heed its frequency cap.
+const SLICE_VERSION_CATEGORY: u32 = 3;
+
+/// Version of a slice with unrecorded outcomes, which an older worker would lose.
+const SLICE_VERSION_UNRECORDED: u32 = 2;
+
+/// Version of a slice that every worker can deliver.
 pub const SLICE_VERSION_PLAIN: u32 = 1;
 
 /// The fields that all slices of a job share.
@@ -55,6 +61,9 @@ pub struct Head {
     /// The sending hours of the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
+    /// The category of the message, whose frequency cap applies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category: Option<String>,
     /// The job's own limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
@@ -79,6 +88,14 @@ pub enum Addressed {
 }
 
 impl Addressed {
+    /// Keeps apart the fingerprints of users and groups.
+    pub fn kind(self) -> String {
+        match self {
+            Self::Users => "user".to_owned(),
+            Self::Groups(kind) => format!("group {kind}"),
+        }
+    }
+
     fn is_users(&self) -> bool {
         *self == Self::Users
     }
@@ -167,8 +184,7 @@ pub struct Slice {
     /// Recipients with a call in doubt; left out while there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub doubts: Vec<Doubt>,
-    /// Outcomes and releases that the ledger could not take while it was away. A slice with them
-    /// has version 2, because an older worker would lose them.
+    /// Outcomes and releases that the ledger could not take while it was away.
     #[serde(default, skip_serializing_if = "Unrecorded::is_empty")]
     pub unrecorded: Unrecorded,
 }
@@ -275,6 +291,17 @@ pub struct Together {
 }
 
 impl Slice {
+    /// The lowest version whose workers can deliver such a slice.
+    pub fn version(head: &Head, unrecorded: &Unrecorded) -> u32 {
+        if head.category.is_some() {
+            SLICE_VERSION_CATEGORY
+        } else if unrecorded.is_empty() {
+            SLICE_VERSION_PLAIN
+        } else {
+            SLICE_VERSION_UNRECORDED
+        }
+    }
+
     pub fn attempts_of(&self, index: usize) -> u32 {
         self.attempts.get(index).copied().unwrap_or(0)
     }

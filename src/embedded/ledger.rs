@@ -372,6 +372,7 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
                 warnings: submission.warnings.clone(),
                 template: submission.template,
                 window: submission.window.clone(),
+                category: submission.category.clone(),
                 rate: submission.rate.clone(),
                 priority: Some(submission.priority),
                 not_before_ms: submission.not_before_ms,
@@ -519,6 +520,7 @@ pub(super) fn accounts(row: &JobRow) -> Result<Accounts, StorageError> {
         uncertain: row.uncertain + row.lost,
         expired: row.expired,
         cancelled: row.cancelled,
+        capped: row.capped,
     })
 }
 
@@ -559,6 +561,7 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError>
         submissions: if row.entered { 1 } else { row.submissions },
         shape: shape(&row),
         window: row.window,
+        category: row.category,
         rate: row.rate,
         priority: row.amended.priority.or(row.priority),
         not_before_ms: row.amended.not_before_ms.or(row.not_before_ms),
@@ -666,15 +669,7 @@ fn audit(transaction: &ReadTransaction, job: JobId) -> Result<Audit, StorageErro
     for entry in buckets.range((life, 0)..=(life, u32::MAX))? {
         let (_, bucket) = entry?;
         for code in Bucket::decode(bucket.value())?.codes() {
-            let counter = match code {
-                b's' => &mut audit.sent,
-                b'f' => &mut audit.failed,
-                b'u' => &mut audit.uncertain,
-                b'e' => &mut audit.expired,
-                b'x' => &mut audit.cancelled,
-                code => return Err(StorageError::broken(format!("outcome {code}"))),
-            };
-            *counter += 1;
+            audit.count(outcome(code)?);
         }
     }
     audit.claimed = claims::count(transaction, life)?;
@@ -926,14 +921,9 @@ impl SettleStep {
         let remaining = Remaining::of(self.slice.entries, outcomes, self.last, row.rebuilt);
         if !settled.is_empty() || remaining.duplicate != 0 {
             for (code, count) in tally {
-                let counter = match code {
-                    b's' => &mut row.sent,
-                    b'f' => &mut row.failed,
-                    b'u' => &mut row.uncertain,
-                    b'e' => &mut row.expired,
-                    _ => &mut row.cancelled,
-                };
-                *counter += count;
+                if let Some(counter) = row.counter(outcome(code)?) {
+                    *counter += count;
+                }
             }
             row.duplicate += remaining.duplicate;
             let now = accounts(&row)?;

@@ -2,8 +2,8 @@
 //! [`Ledger`](crate::ports::Ledger), [`Upkeep`](crate::ports::Upkeep),
 //! [`Pulse`](crate::ports::Pulse), [`Limiter`](crate::ports::Limiter),
 //! [`Directives`](crate::ports::Directives), [`Templates`](crate::ports::Templates),
-//! [`Quotas`](crate::ports::Quotas) and [`Nonces`](crate::ports::Nonces) on one file, for one
-//! machine without RabbitMQ and Redis.
+//! [`Quotas`](crate::ports::Quotas), [`FrequencyCaps`](crate::ports::FrequencyCaps) and
+//! [`Nonces`](crate::ports::Nonces) on one file, for one machine without RabbitMQ and Redis.
 //!
 //! - `disk`: the data folder, its lock and the store in it; `damage`: panics of the store;
 //!   `tables`: every table and record.
@@ -14,7 +14,7 @@
 //!   thread that reads messages for consumers.
 //! - `backup`: a copy of everything, made while the engine works.
 //! - `broker`, `retained`, `ledger`, `claims`, `upkeep`, `pulse`, `limiter`, `directives`,
-//!   `templates`, `quotas`, `nonces`: the ports. `sweep`: forgets jobs that completed long ago.
+//!   `templates`, `quotas`, `frequency_caps`, `nonces`: the ports. `sweep`: forgets jobs that completed long ago.
 //!
 //! It promises that `Ok` from a publish or a step of the ledger means synced to disk, and survives
 //! a kill or a power failure at any moment. An error means that nothing of the step was done or, if
@@ -34,6 +34,7 @@ mod deliveries;
 mod directives;
 mod disk;
 mod dispatch;
+mod frequency_caps;
 mod ledger;
 mod limiter;
 mod nonces;

@@ -21,6 +21,7 @@
 //! | `template_names` | app, name | last version of a stored message, and when it was deleted, in ms, or 0 |
 //! | `templates` | app, name, version | when it was put, in ms, and the message as JSON |
 //! | `quotas` | app, UTC day, what | list entries: `used`, those of the day; `j<job>`, those of one job; `s<job>/<submission>`, those of a list that is counted |
+//! | `cap_units` | end of the next period in ms, cap, fingerprint | the units of a frequency cap that count for a recipient, 12 bytes each |
 //! | `sub_lanes` | target and priority, job id | sub-lane of an open job |
 //! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `directed`, how often directives changed; `beat`, written to test whether the disk takes writes |
 //!
@@ -39,6 +40,7 @@ use super::backup::Copy;
 use super::claims::Claims;
 use super::disk::StorageError;
 use crate::domain::lane::{Lane, Priority};
+use crate::domain::outcome::Outcome;
 use crate::domain::pace::Pace;
 use crate::json;
 use crate::ports::Source;
@@ -70,6 +72,10 @@ pub(super) const TEMPLATES: TableDefinition<'_, (&str, &str, u32), (u64, &str)> 
 /// The use of an app on a day.
 pub(super) type QuotaKey = (&'static str, u64, &'static str);
 pub(super) const QUOTAS: TableDefinition<'_, QuotaKey, u64> = TableDefinition::new("quotas");
+/// When the units stop counting, the cap, and the recipient.
+pub(super) type CapUnitKey = (u64, &'static str, u64);
+pub(super) const CAP_UNITS: TableDefinition<'_, CapUnitKey, &[u8]> =
+    TableDefinition::new("cap_units");
 /// The directive of a kind about a subject.
 pub(super) type DirectiveKey = (&'static str, &'static str, &'static str);
 pub(super) const DIRECTIVES: TableDefinition<'_, DirectiveKey, &[u8]> =
@@ -98,6 +104,7 @@ pub(super) fn copy_each(copy: &Copy<'_>) -> Result<(), StorageError> {
     copy.table(TEMPLATE_NAMES)?;
     copy.table(TEMPLATES)?;
     copy.table(QUOTAS)?;
+    copy.table(CAP_UNITS)?;
     copy.table(DIRECTIVES)?;
     copy.table(SUB_LANES)?;
     copy.table(META)
@@ -145,6 +152,7 @@ pub(super) struct Tables<'t> {
     pub(super) template_names: Lazy<'t, (&'static str, &'static str), (u32, u64)>,
     pub(super) templates: Lazy<'t, (&'static str, &'static str, u32), (u64, &'static str)>,
     pub(super) quotas: Lazy<'t, QuotaKey, u64>,
+    pub(super) cap_units: Lazy<'t, CapUnitKey, &'static [u8]>,
     pub(super) reasons: Lazy<'t, (u64, u64), &'static [u8]>,
     pub(super) trails: Lazy<'t, (u64, u64), &'static [u8]>,
     pub(super) directives: Lazy<'t, DirectiveKey, &'static [u8]>,
@@ -170,6 +178,7 @@ impl<'t> Tables<'t> {
             template_names: Lazy::new(transaction, TEMPLATE_NAMES),
             templates: Lazy::new(transaction, TEMPLATES),
             quotas: Lazy::new(transaction, QUOTAS),
+            cap_units: Lazy::new(transaction, CAP_UNITS),
             reasons: Lazy::new(transaction, REASONS),
             trails: Lazy::new(transaction, TRAILS),
             directives: Lazy::new(transaction, DIRECTIVES),
@@ -489,6 +498,8 @@ pub(super) struct JobRow {
     pub(super) uncertain: u64,
     pub(super) expired: u64,
     pub(super) cancelled: u64,
+    #[serde(default)]
+    pub(super) capped: u64,
     pub(super) rebuilt: bool,
     /// Parts of the request that the job runs without.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -503,6 +514,8 @@ pub(super) struct JobRow {
     pub(super) completed_at_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) window: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) category: Option<String>,
     #[serde(default)]
     pub(super) rate: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -565,6 +578,19 @@ impl JobRow {
         }
         let row: Completed = serde_json::from_slice(bytes).map_err(StorageError::broken)?;
         Ok(row.completed_at_ms.is_some())
+    }
+
+    /// The counter of the recipients with this outcome. Duplicates are counted as list entries.
+    pub(super) fn counter(&mut self, outcome: Outcome) -> Option<&mut u64> {
+        match outcome {
+            Outcome::Sent => Some(&mut self.sent),
+            Outcome::Duplicate => None,
+            Outcome::Failed => Some(&mut self.failed),
+            Outcome::Uncertain => Some(&mut self.uncertain),
+            Outcome::Expired => Some(&mut self.expired),
+            Outcome::Cancelled => Some(&mut self.cancelled),
+            Outcome::Capped => Some(&mut self.capped),
+        }
     }
 
     pub(super) fn write(&self) -> Vec<u8> {

@@ -49,6 +49,10 @@ impl<S: Store, T> job::Context for CallerView<'_, S, T> {
         self.context.folds_case(target)
     }
 
+    fn check_category(&self, app: &str, category: &str) -> Result<(), String> {
+        self.context.check_category(app, category)
+    }
+
     fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {
         self.context.check_callback(app, url)
     }

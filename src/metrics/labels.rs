@@ -117,6 +117,7 @@ pub enum LedgerStep {
     Template,
     Direct,
     Charge,
+    Cap,
     Nonce,
     Beat,
     Sweep,

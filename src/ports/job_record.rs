@@ -67,6 +67,9 @@ pub struct JobRecord {
     /// The sending hours of the job with their time zone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<String>,
+    /// The category of its message, whose frequency cap applies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category: Option<String>,
     /// The job's own limit, as it was written; unknown once the record was rebuilt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<String>,

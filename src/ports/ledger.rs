@@ -245,6 +245,7 @@ pub struct Submission {
     /// From the first submission of the job, as its sending hours, its own limit and its start time.
     pub priority: Priority,
     pub window: Option<String>,
+    pub category: Option<String>,
     pub rate: Option<String>,
     pub not_before_ms: Option<u64>,
     pub expires_at_ms: Option<u64>,

@@ -8,6 +8,7 @@
 mod backup;
 mod broker;
 mod directives;
+mod frequency_caps;
 mod job_record;
 mod ledger;
 mod limiter;
@@ -24,6 +25,7 @@ mod transport;
 pub use self::backup::*;
 pub use self::broker::*;
 pub use self::directives::*;
+pub use self::frequency_caps::*;
 pub use self::job_record::*;
 pub use self::ledger::*;
 pub use self::limiter::*;
@@ -40,9 +42,19 @@ pub use crate::domain::delivery::ClaimState;
 pub use crate::domain::directive::Scope;
 
 /// Everything that one engine stores besides messages: the ledger, the sub-lanes of jobs, the limiter,
-/// the directives, the stored messages, the quotas, the nonces and the heartbeats.
+/// the directives, the stored messages, the quotas, the frequency caps, the nonces and the heartbeats.
 pub trait Store:
-    Ledger + Steering + Upkeep + SubLanes + Limiter + Directives + Templates + Quotas + Nonces + Pulse
+    Ledger
+    + Steering
+    + Upkeep
+    + SubLanes
+    + Limiter
+    + Directives
+    + Templates
+    + Quotas
+    + FrequencyCaps
+    + Nonces
+    + Pulse
 {
 }
 
@@ -55,6 +67,7 @@ impl<
         + Directives
         + Templates
         + Quotas
+        + FrequencyCaps
         + Nonces
         + Pulse,
 > Store for S

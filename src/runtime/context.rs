@@ -25,6 +25,7 @@ use crate::clock::now_ms;
 use crate::domain::codes::ClassByCode;
 use crate::domain::directive::{Board, Directive, Kind, Subject};
 use crate::domain::fairness::AppRules;
+use crate::domain::frequency_cap::FrequencyCap;
 use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::domain::limits::Rate;
@@ -126,6 +127,8 @@ pub struct AppRuntime {
     pub limit: Option<Rate>,
     /// The sending hours of all its jobs.
     pub window: Option<Window>,
+    /// By category of message.
+    pub frequency_caps: BTreeMap<String, FrequencyCap>,
     /// What differs from the retry policy of the target.
     pub retry: RetryChanges,
     pub share: AppRules,
@@ -689,6 +692,11 @@ impl<S, T> job::Context for Context<S, T> {
     fn folds_case(&self, target: &str) -> bool {
         let target = self.targets.get(target);
         target.is_some_and(|target| target.target.profile().folds_case)
+    }
+
+    fn check_category(&self, app: &str, category: &str) -> Result<(), String> {
+        let caps = self.apps.get(app).map(|it| &it.frequency_caps);
+        job::known_category(app, category, caps)
     }
 
     fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {

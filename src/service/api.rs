@@ -256,6 +256,8 @@ pub enum RecipientState {
     Uncertain,
     Expired,
     Cancelled,
+    /// It had reached the frequency cap of the job's category.
+    Capped,
 }
 
 impl RecipientState {

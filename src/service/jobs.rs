@@ -260,6 +260,10 @@ fn told(found: ClaimState, job: JobState) -> (RecipientState, String) {
             ),
             Outcome::Uncertain => (RecipientState::Uncertain, "perhaps sent, perhaps not"),
             Outcome::Expired => (RecipientState::Expired, "the job expired first"),
+            Outcome::Capped => (
+                RecipientState::Capped,
+                "it had reached the frequency cap of the job's category",
+            ),
             // A duplicate is an outcome of a list entry; no recipient has it.
             Outcome::Cancelled | Outcome::Duplicate => {
                 (RecipientState::Cancelled, "the job was cancelled first")

@@ -2,7 +2,7 @@
 //!
 //! | key | type | holds | expires | written by | read by |
 //! |---|---|---|---|---|---|
-//! | `P:{JOB}` | hash | header of a job: `app`, `client_msg_no`, `target`, content `digest`, `buckets`, `parts`, `submissions`, `expanded`, `total`, one counter per outcome, `accepted_at_ms`, `progress_at_ms`, `completed_at_ms`, `rebuilt`, `priority`, `rate`, `not_before_ms`, `expires_at_ms`, `tags`, the first, third and fourth of these as an operator changed them (`priority_now`, `not_before_now_ms`, `expires_at_now_ms`, 0 for never), `window`, `callback_url`, `reply_to`, `mark` and `mark_before` (its progress some seconds ago), `held` (its keys do not expire), `alive_at_ms` (a slice of it waited then), `lost` (outcomes the ledger lost); for a job that no worker has registered, `awaited` instead of `buckets` and the fields that follow from them | window after the job completed | enter, accept, mark_expanded, claim (when lost), settle, waits, abandon, complete, amend, resolve | all of them, job, jobs |
+//! | `P:{JOB}` | hash | header of a job: `app`, `client_msg_no`, `target`, content `digest`, `buckets`, `parts`, `submissions`, `expanded`, `total`, one counter per outcome, `accepted_at_ms`, `progress_at_ms`, `completed_at_ms`, `rebuilt`, `priority`, `rate`, `not_before_ms`, `expires_at_ms`, `tags`, the first, third and fourth of these as an operator changed them (`priority_now`, `not_before_now_ms`, `expires_at_now_ms`, 0 for never), `window`, `category`, `callback_url`, `reply_to`, `mark` and `mark_before` (its progress some seconds ago), `held` (its keys do not expire), `alive_at_ms` (a slice of it waited then), `lost` (outcomes the ledger lost); for a job that no worker has registered, `awaited` instead of `buckets` and the fields that follow from them | window after the job completed | enter, accept, mark_expanded, claim (when lost), settle, waits, abandon, complete, amend, resolve | all of them, job, jobs |
 //! | `P:{JOB}:slices` | hash | slice id → entries of it that are counted | with the header | claim, settle | claim, settle |
 //! | `P:{JOB}:submissions` | hash | submission → `<entries>:<1 if expanded>`, or `?<entries seen>` of one that is known only from its slices; `cut <submission>` → recipients per slice; `list 0 <list>` → how many parts of a list have arrived, `x` when the list was given up, and `list <part> <list>` for each part | with the header | accept, mark_expanded, gather, claim, settle | the same, knows |
 //! | `P:{JOB}:owners` | hash | number of an owner (3 bytes; the next number marks the recipients that it holds in doubt) → owner and end of its lease (8 and 6 bytes); owner → number | with the header, or when the job completes | claim, renew, complete | claim, renew, settle, peek |
@@ -22,11 +22,12 @@
 //! | `P:{templates}:names:APP` | hash | name of a stored message → its last version, below 0 once it is deleted | never | put and delete of templates | all of templates |
 //! | `P:{templates}:name:NAME:APP` | hash | version → `<put at, in ms> <message as JSON>`; a version is removed by the first put that comes a window after it was superseded | window after the name was deleted | put and delete of templates | template |
 //! | `P:{quota:APP}:DAY` | hash | what an app with a quota used on that UTC day: `used`, list entries; `j<JOB>`, those of one job; `s<JOB>/<submission>`, a list that is counted | two days after the last charge | charge | charge |
+//! | `P:{cap:APP:CATEGORY}:PERIOD:K:B` | hash | the units of a frequency cap that were taken in the K-th period of PERIOD ms since 1970: fingerprint of a recipient → 12 bytes per unit, when it was taken in ms (6 bytes) and the beginning of the job's id (6 bytes). B is the first two bytes of the fingerprint | at the end of the next period | take_units, give_back_units | take_units |
 //! | `P:nonce:NONCE` | string | marks a signed request that was seen, with a number of the caller; NONCE is a digest | when its signature is no longer valid | is_new | is_new |
 //!
 //! `P` is the prefix of the settings and JOB the 24 digits of a job id. Braces are literal: the
 //! text between them decides the slot in Redis Cluster, so all keys of one job are in one slot, and
-//! so are those of the limits, those of the sub-lanes, those of the stored messages and those of one quota. NAME has no
+//! so are those of the limits, those of the sub-lanes, those of the stored messages, those of one quota and those of one cap. NAME has no
 //! colon. `scripts/prelude.lua` describes the records of a bucket.
 //!
 //! The rate is part of a limiter's key, so that a changed rate starts clean.
@@ -36,7 +37,7 @@ use std::fmt::Write as _;
 use crate::domain::ids::{JobId, digest_hex};
 use crate::domain::lane::Priority;
 use crate::domain::limits::Cost;
-use crate::ports::Limit;
+use crate::ports::{CapUnits, Limit};
 
 pub(super) struct Keys {
     prefix: String,
@@ -111,6 +112,13 @@ impl Keys {
 
     pub(super) fn quota(&self, app: &str, day: u64) -> String {
         format!("{}:{{quota:{app}}}:{day}", self.prefix)
+    }
+
+    /// The beginning of the names of all hashes of a cap.
+    pub(super) fn cap(&self, units: &CapUnits<'_>) -> String {
+        let CapUnits { app, category, .. } = units;
+        let period = units.cap.period_ms();
+        format!("{}:{{cap:{app}:{category}}}:{period}", self.prefix)
     }
 
     pub(super) fn nonce(&self, nonce: &str) -> String {

@@ -90,7 +90,7 @@ impl Ledger for Store {
             warnings => json::bytes(&warnings),
         };
         let template = submission.template.map(|version| version.to_string());
-        let mut call = self.job_call(&ACCEPT, submission.job, 21, 640);
+        let mut call = self.job_call(&ACCEPT, submission.job, 22, 640);
         call.push(&submission.app)
             .push(&submission.client_msg_no)
             .push(&submission.target)
@@ -114,7 +114,8 @@ impl Ledger for Store {
             .push(submission.slice_recipients)
             .push(optional(submission.expires_at_ms))
             .push(tags(&submission.tags))
-            .push(submission.window.as_deref().unwrap_or_default());
+            .push(submission.window.as_deref().unwrap_or_default())
+            .push(submission.category.as_deref().unwrap_or_default());
         let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
         let accepted = match reply.text(0)?.as_str() {
             "conflict" => Accepted::Conflict {
@@ -775,17 +776,14 @@ fn count(bucket: &Value, audit: &mut Audit) -> Result<(), LedgerError> {
         return Err(broken("a bucket ends in the middle of a record"));
     }
     for record in records {
-        let counter = match record[8] {
-            b's' => &mut audit.sent,
-            b'f' => &mut audit.failed,
-            b'u' => &mut audit.uncertain,
-            b'e' => &mut audit.expired,
-            b'x' => &mut audit.cancelled,
-            128.. => &mut audit.claimed,
-            turn::RELEASE => continue,
-            other => return Err(broken(format!("state {other:#x}"))),
-        };
-        *counter += 1;
+        match record[8] {
+            128.. => audit.claimed += 1,
+            turn::RELEASE => {}
+            state => match Outcome::from_ledger_code(state) {
+                Some(outcome) => audit.count(outcome),
+                None => return Err(broken(format!("state {state:#x}"))),
+            },
+        }
     }
     Ok(())
 }
@@ -840,6 +838,7 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
             json => serde_json::from_str(json).map_err(broken)?,
         },
         window: row.get("window").cloned(),
+        category: row.get("category").cloned(),
         rate: row.get("rate").cloned(),
         priority: row
             .get(PRIORITY_NOW)
@@ -936,6 +935,7 @@ impl ScriptReply {
                 uncertain: at(4)?,
                 expired: at(5)?,
                 cancelled: at(6)?,
+                capped: at(9)?,
             },
             finished: at(7)? == 1,
             completed: at(8)? == 1,

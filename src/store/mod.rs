@@ -2,7 +2,8 @@
 //! [`Ledger`](crate::ports::Ledger), [`Upkeep`](crate::ports::Upkeep),
 //! [`Pulse`](crate::ports::Pulse), [`Limiter`](crate::ports::Limiter),
 //! [`Directives`](crate::ports::Directives), [`Templates`](crate::ports::Templates),
-//! [`Quotas`](crate::ports::Quotas) and [`Nonces`](crate::ports::Nonces).
+//! [`Quotas`](crate::ports::Quotas), [`FrequencyCaps`](crate::ports::FrequencyCaps) and
+//! [`Nonces`](crate::ports::Nonces).
 //!
 //! A [`Store`] is a connection and a set of scripts. Each change that must happen in
 //! one step is one script, so no lock is ever taken, and a worker that dies leaves nothing half
@@ -21,11 +22,12 @@
 //! several commands on several nodes and not one step.
 //!
 //! Read `keys` for the layout, `scripts/*.lua` for the steps, `ledger`, `upkeep`, `pulse`,
-//! `limiter`, `directives`, `templates`, `quotas` and `nonces` for how they are called, and
+//! `limiter`, `directives`, `templates`, `quotas`, `frequency_caps` and `nonces` for how they are called, and
 //! `connection` for what happens when the server is down.
 
 mod connection;
 mod directives;
+mod frequency_caps;
 mod keys;
 mod ledger;
 mod limiter;

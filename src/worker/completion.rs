@@ -145,6 +145,7 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
                 uncertain,
                 expired,
                 cancelled,
+                capped,
             } = record.accounts;
             let unknown = record.unknown();
             let exact = match unknown.is_empty() && differences.is_empty() {
@@ -153,7 +154,7 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
             };
             tracing::info!(
                 job.id = %job.id, job.app = job.app, total, sent, duplicate, failed, uncertain,
-                expired, cancelled, "job completed, {exact}"
+                expired, cancelled, capped, "job completed, {exact}"
             );
         }
         Ok(())

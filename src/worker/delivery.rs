@@ -19,6 +19,7 @@
 //! A delivery leaves at most one remainder, published and confirmed before the ack. Therefore, when
 //! a delivery has an outcome for all its recipients, the whole slice has.
 
+mod cap;
 mod close;
 mod flight;
 mod limits;
@@ -32,6 +33,7 @@ use futures_util::FutureExt as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::cap::Cap;
 use self::flight::{Back, Flight};
 use self::limits::{Granted, Units};
 use super::enumerate::enumerate;
@@ -219,6 +221,8 @@ struct DeliveryScope<'a, S, T, P> {
     /// The configured limits of the target, the app and the job.
     rates: [Option<Rate>; 3],
     fail_open: bool,
+    /// The frequency cap of the job's category.
+    cap: Option<Cap>,
     /// The sending hours of the app; the job may have further ones.
     app_window: Option<Window>,
     rules: Rules,
@@ -256,6 +260,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             job: slice.head.id.to_string(),
             rates: [target.limit, app.and_then(|app| app.limit), slice.head.rate],
             fail_open: app.is_some_and(|app| app.fail_open),
+            cap: Cap::of(&slice.head, app, &context.settings),
             app_window: app.and_then(|app| app.window.clone()),
             rules: Rules {
                 attempts_max: retry.attempts_max,
@@ -616,6 +621,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         self.delivery.pick(granted.calls, granted.recipients);
         let calls = self.claim(&batch, None, flight).await?;
         let calls = self.fill_in(calls);
+        let calls = self.within_cap(calls, flight).await?;
         let (calls, until) = self.spend(granted.units, calls, flight).await;
         match calls.is_empty() {
             true => self.scope.target.health.probe_unused(),

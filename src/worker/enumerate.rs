@@ -301,6 +301,7 @@ fn part(head: &Head, users: Vec<MemberDocument>, part: ListPart) -> Vec<u8> {
         expires_at: head.expires_at_ms.map(rfc3339),
         window: head.window.as_ref().map(Window::hours),
         timezone: head.window.as_ref().map(|it| it.zone().to_owned()),
+        category: head.category.clone(),
         rate: head.rate.map(|rate| rate.short()),
         on_uncertain: head.on_uncertain,
         callback_url: head.callback_url.clone(),

@@ -28,8 +28,7 @@ use crate::domain::job::Job;
 use crate::domain::lane::{EXPRESS_RECIPIENTS_MAX, Lane, LaneClass, Priority};
 use crate::domain::message::Content;
 use crate::domain::slice::{
-    Cut, Cutter, Enumeration, Head, SLICE_VERSION_PLAIN, Shape, Slice, Together, Unrecorded,
-    slice_recipients,
+    Cut, Cutter, Enumeration, Head, Shape, Slice, Together, Unrecorded, slice_recipients,
 };
 use crate::json;
 use crate::metrics::{JobResult, LedgerStep};
@@ -455,6 +454,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             shape: Shape::of(expected),
             slice_recipients: self.slice_recipients(job, head),
             window: job.head.window.as_ref().map(ToString::to_string),
+            category: job.head.category.clone(),
             rate: job.head.rate.map(|rate| rate.short()),
             priority: job.head.priority,
             not_before_ms: job.head.not_before_ms,
@@ -486,7 +486,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
     async fn ask_for_all(&self, job: &Job<'_>, submission: &Submission) -> Result<(), Lost> {
         let lane = self.lane(job, ALL_EXPECTED).await?;
         let slice = Slice {
-            v: SLICE_VERSION_PLAIN,
+            v: Slice::version(&job.head, &Unrecorded::default()),
             head: Arc::new(job.head.clone()),
             id: SliceId::new("all", 0),
             entries: 0,
@@ -584,7 +584,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             .iter()
             .map(|member| member.vars.map(ToOwned::to_owned));
         let slice = Slice {
-            v: SLICE_VERSION_PLAIN,
+            v: Slice::version(head, &Unrecorded::default()),
             head: Arc::clone(head),
             id: cut.id,
             entries: cut.entries,

@@ -38,6 +38,8 @@ mod embedded;
 mod examples;
 /// Promise 8: the shares of a slow backend.
 mod fairness;
+/// Frequency caps: messages of a category to a recipient, over jobs.
+mod frequency_caps;
 mod hindrances;
 /// Sending hours of jobs and apps.
 mod hours;

@@ -1087,6 +1087,10 @@ impl Context for Anything {
         false
     }
 
+    fn check_category(&self, _: &str, _: &str) -> Result<(), String> {
+        Ok(())
+    }
+
     fn check_callback(&self, _: &str, _: &str) -> Result<(), String> {
         Ok(())
     }

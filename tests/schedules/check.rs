@@ -95,7 +95,9 @@ async fn check_job(world: &World, job: usize, letters: &Letters) -> Vec<String> 
         let refused = world.system.log().refused.contains(&key);
         let says = match outcome {
             Outcome::Sent => accepted > 0,
-            Outcome::Failed | Outcome::Cancelled | Outcome::Expired => accepted == 0,
+            Outcome::Failed | Outcome::Cancelled | Outcome::Expired | Outcome::Capped => {
+                accepted == 0
+            }
             Outcome::Uncertain => true,
             Outcome::Duplicate => false,
         };

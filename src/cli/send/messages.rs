@@ -180,6 +180,7 @@ impl SendArgs {
             ("expires_at", &self.expires_at),
             ("window", &self.window),
             ("timezone", &self.timezone),
+            ("category", &self.category),
             ("rate", &self.rate),
             ("on_uncertain", &self.on_uncertain),
             ("mapping", &self.mapping),

@@ -348,6 +348,21 @@ impl Section {
         given.then_some(duration)
     }
 
+    /// A required value of any type, which `read` reads.
+    pub(in crate::config) fn required<T>(
+        &mut self,
+        name: &'static str,
+        findings: &mut Findings,
+        read: impl FnOnce(&mut Self, &mut Findings) -> T,
+    ) -> Option<T> {
+        if !self.left.contains_key(name) {
+            self.known.push(name);
+            findings.problem(self.key(name), "missing");
+            return None;
+        }
+        Some(read(self, findings))
+    }
+
     pub(in crate::config) fn rate(
         &mut self,
         name: &'static str,

@@ -31,6 +31,7 @@ fn slice(people: u32, repeats: u32) -> Slice {
         expires_at_ms: None,
         rate: None,
         window: None,
+        category: None,
         on_uncertain: None,
         callback_url: None,
         reply_to: None,

@@ -18,6 +18,8 @@ pub trait Context {
     fn check_target(&self, target: &str) -> Result<(), String>;
     /// Whether the target treats `Ana` and `ana` as the same user.
     fn folds_case(&self, target: &str) -> bool;
+    /// An error text if the app has no such category of messages.
+    fn check_category(&self, app: &str, category: &str) -> Result<(), String>;
     /// An error text if jobs of this app may not send their accounts to this URL.
     fn check_callback(&self, app: &str, url: &str) -> Result<(), String>;
     /// An error text if jobs of this app may not publish their accounts to this queue.
@@ -67,6 +69,24 @@ pub fn known_target<T>(target: &str, targets: &BTreeMap<String, T>) -> Result<()
         "there is no target {target:?}; there are: {}",
         names(targets)
     ))
+}
+
+/// An error text if the app has no such category of messages.
+pub fn known_category<C>(
+    app: &str,
+    category: &str,
+    categories: Option<&BTreeMap<String, C>>,
+) -> Result<(), String> {
+    let none = BTreeMap::new();
+    let categories = categories.unwrap_or(&none);
+    match categories.contains_key(category) {
+        true => Ok(()),
+        false => Err(format!(
+            "app {app:?} has no category {category:?}; its configuration names these in \
+             [apps.{app}.frequency_caps]: {}",
+            names(categories)
+        )),
+    }
 }
 
 fn names<T>(things: &BTreeMap<String, T>) -> String {

@@ -13,6 +13,7 @@ use super::{
 use crate::domain::audience::Audience;
 use crate::domain::canonical::canonical;
 use crate::domain::fields::{Fields, Problem, Problems};
+use crate::domain::frequency_cap::CATEGORY_BYTES_MAX;
 use crate::domain::ids::{JobId, digest_hex};
 use crate::domain::lane::Priority;
 use crate::domain::limits::Rate;
@@ -103,6 +104,10 @@ pub(super) fn read_job<'a>(
         );
     }
     let window = read_window(&mut fields, problems);
+    let category = read_checked(&mut fields, "category", problems, |category| {
+        wrong_id(category, CATEGORY_BYTES_MAX)
+            .map_or_else(|| context.check_category(&app, category), Err)
+    });
     let rate = fields.line("rate", RATE_BYTES_MAX, problems);
     let rate = match rate.as_deref().map(str::parse::<Rate>).transpose() {
         Ok(rate) => rate,
@@ -178,6 +183,7 @@ pub(super) fn read_job<'a>(
         not_before_ms: not_before,
         expires_at_ms: expires_at,
         window,
+        category,
         rate,
         on_uncertain,
         callback_url,

@@ -26,6 +26,11 @@ impl Context for Apps {
     fn folds_case(&self, _target: &str) -> bool {
         false
     }
+    fn check_category(&self, app: &str, category: &str) -> Result<(), String> {
+        let categories = [("marketing".to_owned(), ())].into();
+        known_category(app, category, Some(&categories))
+    }
+
     fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {
         check_callback(app, None, url)
     }
@@ -190,6 +195,7 @@ fn the_document_type_writes_what_the_reader_reads() {
         not_before: Some("2026-01-01T00:00:00Z".into()),
         expires_at: Some("2026-01-02T00:00:00+08:00".into()),
         window: Some("09:00-21:00".into()),
+        category: Some("marketing".into()),
         timezone: Some("Asia/Shanghai".into()),
         rate: Some("10/s".into()),
         on_uncertain: Some(OnUncertain::Hold),

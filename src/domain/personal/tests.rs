@@ -16,6 +16,10 @@ impl job::Context for Anything {
     fn folds_case(&self, _target: &str) -> bool {
         false
     }
+    fn check_category(&self, app: &str, category: &str) -> Result<(), String> {
+        job::known_category::<()>(app, category, None)
+    }
+
     fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {
         job::check_callback(app, None, url)
     }

@@ -10,7 +10,7 @@ export const CHINESE = {
   'HTTP interface': 'HTTP 接口', 'Loading…': '加载中…', 'The server cannot be reached.': '无法连接服务器。', 'Trying again…': '正在重试…',
   // states and outcomes
   'accepted': '已接收', 'running': '发送中', 'completed': '已完成', 'cancelled': '已取消', 'scheduled': '等待开始', 'outside its hours': '不在发送时段', 'paused': '已暂停', 'parked': '已停靠',
-  'ledger away': '账本不可用', 'broker away': '消息队列不可用', 'no worker': '没有 worker', 'no target': '没有目标', 'moving': '正常', 'failed': '失败', 'uncertain': '不确定', 'expired': '已过期',
+  'ledger away': '账本不可用', 'broker away': '消息队列不可用', 'no worker': '没有 worker', 'no target': '没有目标', 'moving': '正常', 'failed': '失败', 'uncertain': '不确定', 'expired': '已过期', 'capped': '已达频次上限',
   'duplicate': '重复', 'sent': '已发送', 'pending': '待处理', 'not seen': '未见', 'claimed': '处理中', 'in doubt': '存疑', 'dead': '死信', 'warning': '警告',
   'works': '正常', 'does not work': '异常', 'recipients': '位接收者',
   // jobs
@@ -19,7 +19,7 @@ export const CHINESE = {
   'Submit a job': '提交任务', 'No job fits these filters.': '没有符合条件的任务。', 'No job was accepted yet.': '还没有任务。', 'Newer': '较新', 'Older': '较旧',
   // one job
   'Accounts': '账目', '{time} left': '剩余 {time}', 'What limits it': '限制因素', 'until {time}': '直到 {time}', 'Facts': '详情', 'Not before': '不早于', 'Last outcome': '最近结果',
-  'Completed': '完成时间', 'Own rate': '自身速率', 'Version of the stored message': '模板版本', 'Callback': '回调', 'Reply to': '回复队列',
+  'Completed': '完成时间', 'Own rate': '自身速率', 'Category': '消息类别', 'Version of the stored message': '模板版本', 'Callback': '回调', 'Reply to': '回复队列',
   'Count again in the ledger': '在账本中重新计数', 'The accounts are exact.': '账目完全一致。', 'One recipient': '查询接收者', 'User': '用户', 'Look up': '查询',
   'All of them': '查看全部', 'Recipient': '接收者', 'Outcome': '结果', 'Code': '代码', 'Answer of the backend': '后端应答', 'Outcomes over time': '结果随时间的变化',
   'The curve begins with the next outcome that this page hears of.': '曲线从本页面收到的下一个结果开始。',

@@ -17,13 +17,13 @@ export function Curve({ points }) {
     return html`<p class="empty">${t('The curve begins with the next outcome that this page hears of.')}</p>`;
   }
   const [from, to] = [points[0].at, points[points.length - 1].at];
-  const most = roundUp(Math.max(...points.map((it) => OUTCOMES.reduce((sum, key) => sum + it.accounts[key], 0))));
+  const most = roundUp(Math.max(...points.map((it) => OUTCOMES.reduce((sum, key) => sum + (it.accounts[key] || 0), 0))));
   const x = (at) => LEFT + ((at - from) / Math.max(to - from, 1)) * (WIDTH - LEFT - 8);
   const y = (value) => HEIGHT - BOTTOM - (value / most) * (HEIGHT - BOTTOM - TOP);
   let below = points.map(() => 0);
   const shown = OUTCOMES.filter((outcome) => points.some((it) => it.accounts[outcome] > 0));
   const areas = shown.map((outcome) => {
-    const above = points.map((it, index) => below[index] + it.accounts[outcome]);
+    const above = points.map((it, index) => below[index] + (it.accounts[outcome] || 0));
     const line = (values) => values.map((value, index) => `${x(points[index].at).toFixed(1)},${y(value).toFixed(1)}`);
     const area = [...line(above), ...line(below).reverse()].join(' ');
     below = above;

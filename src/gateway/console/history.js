@@ -10,9 +10,9 @@ const jobs = new Map();
 /** The last event of each job that is not completed. */
 const live = new Map();
 
-export const OUTCOMES = ['sent', 'duplicate', 'failed', 'uncertain', 'expired', 'cancelled'];
+export const OUTCOMES = ['sent', 'duplicate', 'failed', 'uncertain', 'expired', 'cancelled', 'capped'];
 
-export const settled = (accounts) => OUTCOMES.reduce((sum, outcome) => sum + accounts[outcome], 0);
+export const settled = (accounts) => OUTCOMES.reduce((sum, outcome) => sum + (accounts[outcome] || 0), 0);
 
 /** Adds an event, or a job as it was read. */
 export function record({ job, accounts, pending }, at = Date.now()) {

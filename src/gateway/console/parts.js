@@ -96,6 +96,7 @@ const STATES = {
   failed: ['bad', () => t('failed')],
   uncertain: ['warn', () => t('uncertain')],
   expired: ['soft', () => t('expired')],
+  capped: ['soft', () => t('capped')],
   duplicate: ['soft', () => t('duplicate')],
   sent: ['good', () => t('sent')],
   unseen: ['soft', () => t('not seen')],

@@ -30,6 +30,7 @@ fn record(key: &str, sent: u64, completed: bool) -> JobRecord {
         shape: Shape { buckets: 1 },
         warnings: Vec::new(),
         window: None,
+        category: None,
         rate: None,
         priority: None,
         not_before_ms: None,

@@ -158,6 +158,10 @@ impl Context for Anywhere {
         false
     }
 
+    fn check_category(&self, app: &str, category: &str) -> Result<(), String> {
+        job::known_category::<()>(app, category, None)
+    }
+
     fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {
         job::check_callback(app, None, url)
     }

@@ -144,7 +144,7 @@ impl No {
         let code = own.unwrap_or(match (outcome, class) {
             (Outcome::Uncertain, _) => TIMEOUT,
             (Outcome::Failed, Some(Class::Permanent)) => FORBIDDEN,
-            (Outcome::Expired | Outcome::Cancelled, _) => FORBIDDEN,
+            (Outcome::Expired | Outcome::Cancelled | Outcome::Capped, _) => FORBIDDEN,
             _ => SERVER,
         });
         Some(Self::new(code, report.reason().unwrap_or_default()))

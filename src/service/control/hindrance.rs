@@ -576,6 +576,7 @@ mod tests {
             submissions: 1,
             warnings: Vec::new(),
             window: None,
+            category: None,
             rate: None,
             priority: None,
             not_before_ms: None,

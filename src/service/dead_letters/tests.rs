@@ -68,6 +68,10 @@ impl job::Context for Shop {
         false
     }
 
+    fn check_category(&self, app: &str, category: &str) -> Result<(), String> {
+        job::known_category::<()>(app, category, None)
+    }
+
     fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {
         job::check_callback(app, None, url)
     }
@@ -200,6 +204,7 @@ impl Bench {
             slice_recipients: 500,
             shape,
             window: None,
+            category: None,
             rate: None,
             priority: Priority::Normal,
             not_before_ms: None,

@@ -127,16 +127,18 @@ local function writer(key)
   return write, flush
 end
 
--- The progress of the job: total, six outcomes, finished, completed. Recipients whose outcome was
--- lost are uncertain.
+-- The progress of the job: total, six outcomes, finished, completed, and the outcome `capped`.
+-- Recipients whose outcome was lost are uncertain.
 local function standing()
   local row = call('HMGET', HEADER, 'total', 'sent', 'duplicate', 'failed', 'uncertain', 'expired',
-    'cancelled', 'parts', 'submissions', 'expanded', 'rebuilt', 'completed_at_ms', 'lost')
+    'cancelled', 'parts', 'submissions', 'expanded', 'rebuilt', 'completed_at_ms', 'lost',
+    'capped')
   for i = 1, 10 do
     row[i] = tonumber(row[i] or 0)
   end
   row[5] = row[5] + tonumber(row[13] or 0)
-  local settled = row[2] + row[3] + row[4] + row[5] + row[6] + row[7]
+  local capped = tonumber(row[14] or 0)
+  local settled = row[2] + row[3] + row[4] + row[5] + row[6] + row[7] + capped
   -- How many parts a rebuilt job had is not known: those that were seen count.
   local needed = row[9]
   if not row[11] then
@@ -145,13 +147,13 @@ local function standing()
   local finished = (needed > 0 or row[1] > 0) and settled >= row[1] and row[10] >= needed
   return {
     row[1], row[2], row[3], row[4], row[5], row[6], row[7],
-    finished and 1 or 0, row[12] and 1 or 0,
+    finished and 1 or 0, row[12] and 1 or 0, capped,
   }
 end
 
 -- Recipients with an outcome.
 local function settled_of(stands)
-  return stands[2] + stands[3] + stands[4] + stands[5] + stands[6] + stands[7]
+  return stands[2] + stands[3] + stands[4] + stands[5] + stands[6] + stands[7] + stands[10]
 end
 
 -- Finds the record of a slice. Creates it if the ledger has lost the job or does not know the

@@ -5,7 +5,7 @@
 --          release a claim and to keep a doubt that it was given with
 -- last     if the slice ends here, how many repeats its deliveries saw; else ''
 -- Returns  how many entries of the slice are counted, and {stood, missing, total, sent, duplicate,
---          failed, uncertain, expired, cancelled, finished, completed}: `stood` counts outcomes of
+--          failed, uncertain, expired, cancelled, finished, completed, capped}: `stood` counts outcomes of
 --          recipients that had one already, `missing` the entries of a slice that ends without an
 --          outcome
 -- Atomic   because a counter rises exactly when a recipient gets its first outcome.
@@ -30,7 +30,9 @@ local function note(now, settled)
   end
 end
 
-local NAMES = { s = 'sent', f = 'failed', u = 'uncertain', e = 'expired', x = 'cancelled' }
+local NAMES = {
+  s = 'sent', f = 'failed', u = 'uncertain', e = 'expired', x = 'cancelled', c = 'capped',
+}
 
 local function settle(turn, counted, buckets, from, last)
   local entries, window = turn.entries, turn.window

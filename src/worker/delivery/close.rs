@@ -298,6 +298,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
             target: head.target.clone(),
             slice: self.slice.id.to_string(),
             sender: head.sender.clone(),
+            category: head.category.clone(),
             group_type: match head.addressed {
                 Addressed::Users => None,
                 Addressed::Groups(kind) => Some(kind),

@@ -100,7 +100,14 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
     /// session is lost, the backlog records it. None: the ledger is down and the app fails open, or
     /// the ledger's records make no sense and repeating does not help.
     pub(super) async fn record(&self, batch: &Batch) -> Result<Option<Recorded>, Lost> {
-        self.settle(Recordable::of(self, batch).settle(self)).await
+        let recorded = self
+            .settle(Recordable::of(self, batch).settle(self))
+            .await?;
+        // Had another delivery settled some of them first, it might have sent to them.
+        if recorded.is_some_and(|recorded| recorded.stood == 0) {
+            self.give_back_units(batch).await;
+        }
+        Ok(recorded)
     }
 
     pub(super) fn outcomes(&self, batch: &Batch) -> Vec<(Fingerprint, Outcome)> {

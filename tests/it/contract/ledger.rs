@@ -93,6 +93,7 @@ impl Job {
             expires_at_ms: None,
             rate: None,
             window: None,
+            category: None,
             on_uncertain: None,
             callback_url: None,
             reply_to: None,
@@ -118,6 +119,7 @@ impl Job {
             shape: self.shape,
             slice_recipients: 500,
             window: None,
+            category: None,
             rate: None,
             priority: self.head.priority,
             not_before_ms: None,
@@ -1392,6 +1394,7 @@ async fn a_record_tells_limit_start_and_pace(bench: &impl StoreBench) {
     let first = Submission {
         rate: Some("50/s burst 5".to_owned()),
         window: Some("09:00-21:00 Asia/Shanghai".to_owned()),
+        category: Some("marketing".to_owned()),
         not_before_ms: Some(1_700_000_100_000),
         reply_to: Some("done".to_owned()),
         ..job.submission("s", 1000)
@@ -1410,6 +1413,7 @@ async fn a_record_tells_limit_start_and_pace(bench: &impl StoreBench) {
     assert_eq!(record.rate.as_deref(), Some("50/s burst 5"));
     let window = record.window.as_deref();
     assert_eq!(window, Some("09:00-21:00 Asia/Shanghai"));
+    assert_eq!(record.category.as_deref(), Some("marketing"));
     assert_eq!(record.not_before_ms, Some(1_700_000_100_000));
     assert_eq!(record.per_second(record.accepted_at_ms), None);
 
@@ -1464,6 +1468,7 @@ async fn an_audit_counts_what_stands(bench: &impl StoreBench) {
             uncertain: 200,
             expired: 0,
             cancelled: 200,
+            capped: 0,
             claimed: 100,
         }
     );
@@ -1811,15 +1816,10 @@ impl Model {
     fn audit(&self) -> Audit {
         let mut audit = Audit::default();
         for held in self.held.values() {
-            *match held {
-                Held::Claimed { .. } | Held::InDoubt => &mut audit.claimed,
-                Held::Settled(Outcome::Sent) => &mut audit.sent,
-                Held::Settled(Outcome::Failed) => &mut audit.failed,
-                Held::Settled(Outcome::Uncertain) => &mut audit.uncertain,
-                Held::Settled(Outcome::Expired) => &mut audit.expired,
-                Held::Settled(Outcome::Cancelled) => &mut audit.cancelled,
-                Held::Settled(Outcome::Duplicate) => unreachable!("never written"),
-            } += 1;
+            match held {
+                Held::Claimed { .. } | Held::InDoubt => audit.claimed += 1,
+                Held::Settled(outcome) => audit.count(*outcome),
+            }
         }
         audit
     }

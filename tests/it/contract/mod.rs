@@ -2,7 +2,7 @@
 //! always runs on the embedded engine and in memory, and on RabbitMQ, Redis and a Redis Cluster if
 //! they are available.
 //!
-//! - [`broker`], [`ledger`], [`limiter`], [`directives`], [`templates`], [`quotas`], [`nonces`],
+//! - [`broker`], [`ledger`], [`limiter`], [`directives`], [`templates`], [`quotas`], [`frequency_caps`], [`nonces`],
 //!   [`steering`], [`sub_lanes`]:
 //!   the tests, each with one line per engine that runs it.
 //! - [`crash`]: kills a real process with the embedded engine, again and again. Crashes of the
@@ -13,8 +13,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::ports::{
-    Broker, Directives, Ledger, Limiter, Nonces, Outgoing, Pulse, Quotas, RetainedQueues, Route,
-    Steering, SubLanes, Templates, Upkeep,
+    Broker, Directives, FrequencyCaps, Ledger, Limiter, Nonces, Outgoing, Pulse, Quotas,
+    RetainedQueues, Route, Steering, SubLanes, Templates, Upkeep,
 };
 use fanwise::{amqp, embedded, store};
 
@@ -85,6 +85,7 @@ macro_rules! on_all {
 mod broker;
 mod crash;
 mod directives;
+mod frequency_caps;
 pub(crate) mod ledger;
 pub(crate) mod limiter;
 mod nonces;
@@ -119,6 +120,7 @@ trait StoreBench {
         + Directives
         + Templates
         + Quotas
+        + FrequencyCaps
         + Nonces
         + Pulse
         + Sync;

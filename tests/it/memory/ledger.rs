@@ -204,6 +204,7 @@ fn record(job: JobId, app: &str, client_msg_no: &str, target: &str, at_ms: u64) 
         shape: Shape { buckets: 0 },
         warnings: Vec::new(),
         window: None,
+        category: None,
         rate: None,
         priority: None,
         not_before_ms: None,
@@ -279,6 +280,7 @@ impl State {
             record.template = submission.template;
             record.rate.clone_from(&submission.rate);
             record.window.clone_from(&submission.window);
+            record.category.clone_from(&submission.category);
             record.priority = Some(submission.priority);
             record.not_before_ms = submission.not_before_ms;
             record.expires_at_ms = submission.expires_at_ms;
@@ -537,15 +539,10 @@ impl State {
         let mut audit = Audit::default();
         let recipients = self.jobs.get(&job).map(|job| job.recipients.values());
         for held in recipients.into_iter().flatten() {
-            *match held {
-                Held::Claimed { .. } | Held::InDoubt => &mut audit.claimed,
-                Held::Settled(Outcome::Sent) => &mut audit.sent,
-                Held::Settled(Outcome::Failed) => &mut audit.failed,
-                Held::Settled(Outcome::Uncertain) => &mut audit.uncertain,
-                Held::Settled(Outcome::Expired) => &mut audit.expired,
-                Held::Settled(Outcome::Cancelled) => &mut audit.cancelled,
-                Held::Settled(Outcome::Duplicate) => unreachable!("never written"),
-            } += 1;
+            match held {
+                Held::Claimed { .. } | Held::InDoubt => audit.claimed += 1,
+                Held::Settled(outcome) => audit.count(*outcome),
+            }
         }
         audit
     }

@@ -1,5 +1,5 @@
 //! Implements the other ports of a store in memory: limits, parked targets, directives, messages,
-//! quotas, nonces, heartbeats.
+//! quotas, frequency caps, nonces, heartbeats.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use fanwise::clock::now_ms;
 use fanwise::domain::directive::{Directive, Kind, Subject};
+use fanwise::domain::frequency_cap::Units;
 use fanwise::domain::ids::JobId;
 use fanwise::domain::lane::Priority;
 use fanwise::domain::limits::Grant;
 use fanwise::domain::permissions::{Asked, Permissions, Used};
 use fanwise::limits::Limits;
 use fanwise::ports::{
-    ALIVE, Beat, Beaten, Charged, Directed, Directives, LedgerError, Limit, Limiter, Nonces, Park,
-    Pulse, Quotas, Raised, StoredTemplate, Templates,
+    ALIVE, Beat, Beaten, CapUnits, Charged, Directed, Directives, FrequencyCaps, LedgerError,
+    Limit, Limiter, Nonces, Park, Pulse, Quotas, Raised, StoredTemplate, Templates,
 };
 use tokio::time::Instant;
 
@@ -37,6 +38,7 @@ pub(super) struct State {
     directed: u64,
     templates: BTreeMap<(String, String), Template>,
     lists: BTreeMap<(String, u64, JobId, String), u64>,
+    units: BTreeMap<(String, String, Duration, u64), Units>,
     nonces: BTreeMap<String, Instant>,
     beats: BTreeMap<u64, (Instant, Beat)>,
     pub(super) sub_lanes: BTreeMap<(String, Priority), BTreeMap<JobId, u32>>,
@@ -59,6 +61,7 @@ impl MemoryStore {
             directed: 0,
             templates: BTreeMap::new(),
             lists: BTreeMap::new(),
+            units: BTreeMap::new(),
             nonces: BTreeMap::new(),
             beats: BTreeMap::new(),
             sub_lanes: BTreeMap::new(),
@@ -320,6 +323,32 @@ impl Quotas for MemoryStore {
     ) -> Result<Charged, LedgerError> {
         self.step("charge", |state| state.charge(asked, permissions, day))
             .await
+    }
+}
+
+impl FrequencyCaps for MemoryStore {
+    async fn take_units(&self, units: CapUnits<'_>) -> Result<Vec<bool>, LedgerError> {
+        let take = |held: &mut Units| held.take(units.job.into(), &units.cap, now_ms());
+        self.step("take_units", |state| state.of_units(units, take))
+            .await
+    }
+
+    async fn give_back_units(&self, units: CapUnits<'_>) -> Result<(), LedgerError> {
+        let give_back = |held: &mut Units| held.give_back(units.job.into());
+        self.step("give_back_units", |state| state.of_units(units, give_back))
+            .await
+            .map(|_| ())
+    }
+}
+
+impl State {
+    fn of_units(&mut self, units: CapUnits<'_>, each: impl Fn(&mut Units) -> bool) -> Vec<bool> {
+        let CapUnits { app, category, .. } = units;
+        let held = units.recipients.iter().map(|it| {
+            let key = (app.to_owned(), category.to_owned(), units.cap.period, it.0);
+            each(self.units.entry(key).or_default())
+        });
+        held.collect()
     }
 }
 

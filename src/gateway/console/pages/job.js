@@ -48,6 +48,7 @@ function Facts({ job }) {
     job.tags && [t('Tags'), job.tags.join(', ')],
     job.progress_at && [t('Last outcome'), time(job.progress_at)],
     job.completed_at && [t('Completed'), `${time(job.completed_at)} (${duration((new Date(job.completed_at) - new Date(job.accepted_at)) / 1000)})`],
+    job.category && [t('Category'), job.category],
     job.rate && [t('Own rate'), job.rate],
     job.template && [t('Version of the stored message'), job.template],
     job.callback_url && [t('Callback'), job.callback_url], job.reply_to && [t('Reply to'), job.reply_to],
