@@ -1,7 +1,7 @@
 //! Implements the port of frequency caps: per recipient, the units of the jobs that count.
 //!
-//! The units of one cap are in one hash slot, in 65,536 hashes a period. A hash of up to 128
-//! recipients, with up to five units each, is stored compactly by a server with default settings.
+//! The units of one cap are in one hash slot, in up to 65,536 hashes. A server with default settings
+//! stores a hash compactly while it has at most 128 recipients with up to five units each.
 
 use std::sync::LazyLock;
 
@@ -45,7 +45,7 @@ impl FrequencyCaps for Store {
     async fn give_back_units(&self, units: CapUnits<'_>) -> Result<(), LedgerError> {
         for recipients in units.recipients.chunks(AT_ONCE) {
             let mut call = self.units_call(&GIVE_BACK_UNITS, &units, recipients.len());
-            call.push(units.cap.period_ms()).push(packed(recipients));
+            call.push(packed(recipients));
             self.0.connection.call(&call).await?;
         }
         Ok(())

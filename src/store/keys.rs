@@ -22,7 +22,7 @@
 //! | `P:{templates}:names:APP` | hash | name of a stored message → its last version, below 0 once it is deleted | never | put and delete of templates | all of templates |
 //! | `P:{templates}:name:NAME:APP` | hash | version → `<put at, in ms> <message as JSON>`; a version is removed by the first put that comes a window after it was superseded | window after the name was deleted | put and delete of templates | template |
 //! | `P:{quota:APP}:DAY` | hash | what an app with a quota used on that UTC day: `used`, list entries; `j<JOB>`, those of one job; `s<JOB>/<submission>`, a list that is counted | two days after the last charge | charge | charge |
-//! | `P:{cap:APP:CATEGORY}:PERIOD:K:B` | hash | the units of a frequency cap that were taken in the K-th period of PERIOD ms since 1970: fingerprint of a recipient → 12 bytes per unit, when it was taken in ms (6 bytes) and the beginning of the job's id (6 bytes). B is the first two bytes of the fingerprint | at the end of the next period | take_units, give_back_units | take_units |
+//! | `P:{cap:APP:CATEGORY}:PERIOD:B` | hash | the units of a frequency cap with a period of PERIOD ms, of the recipients whose fingerprints begin with the bytes B: fingerprint → 12 bytes per unit, when it was taken in ms (6 bytes) and the beginning of the job's id (6 bytes); '' → when the hash expires, in ms (6 bytes) | one to two periods after the last unit was taken | take_units, give_back_units | take_units |
 //! | `P:nonce:NONCE` | string | marks a signed request that was seen, with a number of the caller; NONCE is a digest | when its signature is no longer valid | is_new | is_new |
 //!
 //! `P` is the prefix of the settings and JOB the 24 digits of a job id. Braces are literal: the
