@@ -5,6 +5,7 @@ mod process;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
@@ -38,6 +39,7 @@ use crate::service::api;
 use crate::service::control::{Facts, TargetFacts};
 use crate::store;
 use crate::tls::ClientTls;
+use crate::version;
 
 /// RabbitMQ as configured. Does not connect yet.
 pub fn broker(config: &Config) -> Result<Rabbit, Failure> {
@@ -438,6 +440,7 @@ pub async fn run_worker(config: Config) -> Result<Exit, Failure> {
     let broker = broker(&config)?;
     process.count(broker.clone());
     process.work(broker);
+    process.identify_targets(&config);
     process.run(&config).await
 }
 
@@ -489,6 +492,7 @@ async fn serve<B: Broker + RetainedQueues, S: Store>(
 ) -> Result<Exit, Failure> {
     process.count(broker.clone());
     process.work(broker.clone());
+    process.identify_targets(config);
     process.listen(config, broker).await?;
     process.run(config).await
 }
@@ -560,9 +564,14 @@ fn embedded(config: &Config) -> Result<Engine, Failure> {
     Engine::open(&settings).or_exit(Exit::Unavailable)
 }
 
+/// Reads all of a copy of the embedded store; returns the number of its jobs.
+pub fn check_backup(file: &Path) -> Result<u64, Failure> {
+    embedded::check_copy(file).or_exit(Exit::Unavailable)
+}
+
 fn announce(role: &str, config: &Config) {
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
+        version = version::text(),
         targets = config.targets.len(),
         apps = config.apps.len(),
         "fanwise {role} starts"

@@ -115,7 +115,7 @@
 //!   The crate `fanwise-mock-im` plays these systems.
 //! - [`config`], [`app`] (builds the process), [`allocator`], [`admin`], [`clock`], [`error`],
 //!   [`exit`], [`limits`], [`metrics`], [`schema`], [`secret`], [`shutdown`], [`telemetry`],
-//!   [`tls`], [`cli`].
+//!   [`tls`], [`version`], [`cli`].
 //!
 //! # Words
 //!
@@ -163,4 +163,5 @@ pub mod signature;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod version;
 pub mod worker;

@@ -19,7 +19,7 @@ use crate::gateway::{Server, check_publishing, keep_publisher};
 use crate::http::client::{Client, ClientSettings};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, RetainedQueues, Store};
-use crate::runtime::{Context, count_cluster};
+use crate::runtime::{Context, count_cluster, identify_all};
 use crate::worker::Worker;
 
 /// A process that runs until a signal: its tasks, which end with the drain, and the parts that must
@@ -109,6 +109,19 @@ impl<S: Store> Process<S> {
                 false => Err("no session with the broker".to_owned()),
             }));
         self.tasks.push(Box::pin(worker.run(self.drain.clone())));
+    }
+
+    /// Logs what each target answers, unless the configuration says otherwise.
+    pub(super) fn identify_targets(&mut self, config: &Config) {
+        if !config.worker.identify_targets {
+            return;
+        }
+        let (context, drain) = (Arc::clone(&self.context), self.drain.clone());
+        self.tasks.push(Box::pin(async move {
+            identify_all(&context, &drain).await;
+            // A task that ends by itself ends the process.
+            drain.cancelled().await;
+        }));
     }
 
     /// Adds a gateway, which accepts jobs over HTTP; after the signal it accepts no requests.

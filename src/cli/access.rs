@@ -244,6 +244,20 @@ impl Access {
         }
     }
 
+    /// Passes a copy of the embedded store to `each`, in pieces, until that breaks it off.
+    pub(super) async fn backup(
+        &self,
+        each: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Failure> {
+        match self {
+            Self::Direct(_) => {
+                let what = "the data is in RabbitMQ and Redis: back these up, see docs/backup.md";
+                Err(Failure::message(Exit::Usage, what))
+            }
+            Self::Server(server) => server.download("/v1/backup", each).await,
+        }
+    }
+
     /// Passes every rejected message to `visit`, oldest first.
     pub(super) async fn rejected(
         &self,

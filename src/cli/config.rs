@@ -5,11 +5,13 @@ mod init;
 use std::path::Path;
 
 use clap::Subcommand;
+use serde::Serialize;
 use serde_json::json;
 
 use self::init::System;
 use super::{load_config, output};
 use crate::config::Origin;
+use crate::domain::fields::Problem;
 use crate::exit::{Exit, Failure};
 
 #[derive(Debug, Subcommand)]
@@ -23,7 +25,7 @@ pub(super) enum ConfigCommand {
         #[arg(short, long)]
         print: bool,
     },
-    /// Report every problem with its key; exit 78 if there is one
+    /// Report every problem with its key and its line; exit 78 if there is one
     Check {
         /// Print one JSON object
         #[arg(short, long)]
@@ -45,6 +47,15 @@ pub(super) fn run(command: &ConfigCommand, file: Option<&Path>) -> Result<Exit, 
     }
 }
 
+/// A problem with its line in the file.
+#[derive(Serialize)]
+struct Located {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    #[serde(flatten)]
+    problem: Problem,
+}
+
 fn check(file: Option<&Path>, as_json: bool) -> Result<Exit, Failure> {
     let mut loaded = load_config(file)?;
     loaded.config.require_process(&mut loaded.findings);
@@ -53,12 +64,19 @@ fn check(file: Option<&Path>, as_json: bool) -> Result<Exit, Failure> {
         .as_ref()
         .map_or("the environment".into(), |file| file.display().to_string());
     let findings = &loaded.findings;
+    let located = |found: &[Problem]| {
+        let located = found.iter().map(|problem| Located {
+            line: loaded.lines.find(&problem.field),
+            problem: problem.clone(),
+        });
+        located.collect::<Vec<_>>()
+    };
     if as_json {
         output::json(&json!({
             "ok": findings.problems.is_empty(),
             "file": loaded.file,
-            "problems": findings.problems,
-            "warnings": findings.warnings,
+            "problems": located(&findings.problems),
+            "warnings": located(&findings.warnings),
         }))?;
         return Ok(if findings.problems.is_empty() {
             Exit::Ok
@@ -67,7 +85,8 @@ fn check(file: Option<&Path>, as_json: bool) -> Result<Exit, Failure> {
         });
     }
     for warning in &findings.warnings {
-        output::line(format!("warning: {warning}"))?;
+        let place = loaded.lines.place(&warning.field);
+        output::line(format!("warning: {place}{warning}"))?;
     }
     if !findings.problems.is_empty() {
         return loaded

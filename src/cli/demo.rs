@@ -226,6 +226,7 @@ impl Demo {
         let submission = Submission {
             bodies: vec![body],
             form: None,
+            for_all: false,
         };
         self.access.submit(&submission).await?;
         let record = self.follow(args, id).await?;
@@ -518,6 +519,8 @@ format = "text"
 lease = "5s"
 [retry]
 delay_max = "2s"
+[worker]
+identify_targets = false
 [targets.im]
 type = "wukongim"
 version = "v3"

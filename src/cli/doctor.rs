@@ -10,13 +10,12 @@ use serde_json::json;
 
 use super::{load_config, output};
 use crate::app;
-use crate::clock::now_ms;
 use crate::config::{Config, EngineKind};
 use crate::error::chain;
 use crate::exit::{Exit, Failure};
 use crate::http::client::{Client, ClientSettings};
 use crate::im::TargetSettings;
-use crate::ports::Signing;
+use crate::runtime::{Keyring, identify};
 
 /// Longest wait for a target's answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -222,29 +221,8 @@ async fn identity(
     let Ok(target) = crate::im::build(name, settings) else {
         return Ok("listens".to_owned());
     };
-    let ask = async |request| {
-        let answer = client.send(request, PATIENCE).await;
-        answer.map_err(|error| error.to_string())
-    };
-    if let Some(login) = target.login() {
-        let reply = ask(login.request()).await?;
-        return match login.read_credential(&reply) {
-            Ok(_) => Ok("gives a token for the secret".to_owned()),
-            Err(refused) => Err(format!(
-                "gives no token: {} {}. Check its secret",
-                refused.code, refused.text
-            )),
-        };
-    }
-    let Some(mut request) = target.identify() else {
-        return Ok("listens; its credentials are not checked".to_owned());
-    };
-    let signing = Signing {
-        now_ms: now_ms(),
-        nonce: fastrand::u128(..),
-    };
-    target.sign(&mut request, signing);
-    target.read_identity(&ask(request).await?)
+    let found = identify(&*target, &Keyring::default(), client, PATIENCE).await?;
+    Ok(found.unwrap_or_else(|| "listens; its credentials are not checked".to_owned()))
 }
 
 #[cfg(test)]

@@ -311,7 +311,7 @@ pub(super) async fn run(command: JobCommand, at: At) -> Result<Exit, Failure> {
     }
 }
 
-fn unknown(name: &JobName) -> Failure {
+pub(super) fn unknown(name: &JobName) -> Failure {
     let id = name.job.parse().unwrap_or_else(|_| name.key());
     let named = format!("{:?} (looked for id {id})", name.job);
     Failure::message(Exit::Unavailable, job::unknown(&named))

@@ -3,6 +3,7 @@
 
 mod access;
 mod at;
+mod backup;
 mod config;
 mod control;
 mod dead;
@@ -28,7 +29,6 @@ mod when;
 mod worker;
 
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand};
 
@@ -37,25 +37,13 @@ use crate::config::{Config, ConfigProblems, Findings, LoadError, Loaded, load};
 use crate::domain::fields::Problem;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::telemetry::{self, LogFormat};
-
-/// The version, with the commit that the build names in `FANWISE_COMMIT`.
-fn version() -> &'static str {
-    static VERSION: LazyLock<String> = LazyLock::new(|| {
-        let commit = option_env!("FANWISE_COMMIT").map(|commit| format!(" ({commit})"));
-        format!(
-            "{}{}",
-            env!("CARGO_PKG_VERSION"),
-            commit.unwrap_or_default()
-        )
-    });
-    &VERSION
-}
+use crate::version;
 
 /// A durable broadcast worker for instant messaging: one message, many recipients, exact accounts.
 #[derive(Debug, Parser)]
 #[command(
     name = "fanwise",
-    version = version(),
+    version = version::text(),
     max_term_width = 100,
     arg_required_else_help = true
 )]
@@ -100,6 +88,8 @@ enum Command {
     Dead(ThroughServer<dead::DeadCommand>),
     /// Manage stored messages, which jobs name instead of carrying the text
     Template(ThroughServer<template::TemplateCommand>),
+    /// Write a copy of the data of a running `fanwise serve` into a file
+    Backup(backup::BackupArgs),
     /// Manage the exchanges and queues on the broker
     #[command(subcommand)]
     Topology(topology::TopologyCommand),
@@ -153,6 +143,10 @@ impl Cli {
             }
             Command::Template(ThroughServer { command, server }) => {
                 asynchronous(template::run(command, At::new(file, server)))
+            }
+            Command::Backup(args) => {
+                let at = At::new(file, args.server.clone());
+                asynchronous(backup::run(args, at))
             }
             Command::Topology(command) => asynchronous(topology::run(command, file)),
             Command::Config(command) => config::run(&command, file.as_deref()),

@@ -11,7 +11,7 @@ use clap::Args;
 
 use super::access::Access;
 use super::control::Words;
-use super::job::JobName;
+use super::job::{JobName, unknown};
 use super::output::{self, grouped};
 use super::recipients::ListFormat;
 use crate::domain::letters::DeadFilter;
@@ -101,6 +101,7 @@ fn for_each(
 /// Asks about every recipient of a list, some at a time, and prints a line for each.
 pub(super) async fn recipients(access: &Access, args: &RecipientsArgs) -> Result<Exit, Failure> {
     let id = args.name.id(access).await?;
+    access.job(id).await?.ok_or_else(|| unknown(&args.name))?;
     let mut users = Vec::new();
     let column = args.column.as_deref();
     for_each(&args.file, args.format, column, |user| users.push(user))?;

@@ -187,7 +187,7 @@ pub(super) async fn run(args: SendArgs, at: At) -> Result<Exit, Failure> {
         tracing::warn!("{warning}");
     }
     let id = submitted.job;
-    let recipients = (!job.for_all).then_some(submitted.recipients);
+    let recipients = (!job.submission.for_all).then_some(submitted.recipients);
     let audience = audience(recipients);
     if args.wait {
         tracing::info!("accepted: job {id} for {audience}");

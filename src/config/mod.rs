@@ -22,7 +22,7 @@ use std::time::Duration;
 
 pub use self::callbacks::CallbackConfig;
 use self::reader::Section;
-pub use self::reader::{ENV_PREFIX, Findings, Origin, Shown};
+pub use self::reader::{ENV_PREFIX, Findings, Lines, Origin, Shown};
 pub use self::servers::{BrokerConfig, LedgerConfig};
 pub use self::targets::TargetConfig;
 use crate::domain::fairness::AppRules;
@@ -146,6 +146,9 @@ pub struct WorkerConfig {
     /// `progress_interval`: shortest time between two progress events of a job. Default 2s; 100ms
     /// to 1h.
     pub progress_interval: Duration,
+    /// `identify_targets`: at the start, ask each target which system it is and whether it takes the
+    /// credentials, and log the answer. It takes one call. Default true.
+    pub identify_targets: bool,
 }
 
 /// `[apps.NAME]`: a tenant. Without any section, there is one app, `default`.
@@ -199,6 +202,7 @@ pub struct Loaded {
     pub config: Config,
     pub findings: Findings,
     pub file: Option<PathBuf>,
+    pub lines: Lines,
 }
 
 /// The file cannot be read or is not TOML.
@@ -225,6 +229,7 @@ impl Loaded {
             Err(ConfigProblems {
                 file: self.file,
                 problems: self.findings.problems,
+                lines: self.lines,
             })
         }
     }
@@ -235,6 +240,7 @@ impl Loaded {
 pub struct ConfigProblems {
     pub file: Option<PathBuf>,
     pub problems: Vec<Problem>,
+    pub lines: Lines,
 }
 
 impl std::fmt::Display for ConfigProblems {
@@ -247,9 +253,10 @@ impl std::fmt::Display for ConfigProblems {
             ),
         };
         write!(f, "{} problem(s) in {place}:", self.problems.len())?;
-        self.problems
-            .iter()
-            .try_for_each(|problem| write!(f, "\n  {problem}"))
+        self.problems.iter().try_for_each(|problem| {
+            let place = self.lines.place(&problem.field);
+            write!(f, "\n  {place}{problem}")
+        })
     }
 }
 
@@ -262,26 +269,31 @@ pub fn load(
 ) -> Result<Loaded, LoadError> {
     let default = Path::new(DEFAULT_FILE);
     let file = file.or_else(|| default.exists().then_some(default));
-    let table = match file {
-        None => toml::Table::new(),
+    let (text, table) = match file {
+        None => Default::default(),
         Some(path) => {
             let text = std::fs::read_to_string(path).map_err(|source| LoadError::Unreadable {
                 path: path.to_owned(),
                 source,
             })?;
-            text.parse().map_err(|source| LoadError::NotToml {
+            let table = text.parse().map_err(|source| LoadError::NotToml {
                 path: path.to_owned(),
                 source: Box::new(source),
-            })?
+            })?;
+            (text, table)
         }
     };
+    let environment: BTreeMap<_, _> = environment.collect();
+    let lines = Lines::of(&text, environment.keys());
     let mut findings = Findings::default();
-    let config = sections::from_root(Section::root(table, environment), &mut findings);
+    let root = Section::root(table, environment.into_iter());
+    let config = sections::from_root(root, &mut findings);
     cross_check(&config, &mut findings);
     Ok(Loaded {
         config,
         findings,
         file: file.map(Path::to_owned),
+        lines,
     })
 }
 

@@ -2,6 +2,7 @@
 //! which keys are left over. [`values`] reads the values by type.
 
 mod findings;
+mod lines;
 mod values;
 
 use std::collections::BTreeSet;
@@ -9,7 +10,8 @@ use std::collections::BTreeSet;
 use toml::{Table, Value};
 
 pub use self::findings::{Findings, Origin, Shown};
-use crate::domain::fields::suggestion;
+pub use self::lines::Lines;
+use crate::domain::fields::{Problem, suggestion};
 
 /// Prefix of all environment variables of Fanwise; `__` separates section and key.
 pub const ENV_PREFIX: &str = "FANWISE_";
@@ -51,12 +53,9 @@ impl Section {
     ) -> Self {
         let mut from_environment = BTreeSet::new();
         for (name, value) in environment {
-            let Some(path) = name.strip_prefix(ENV_PREFIX) else {
-                continue;
-            };
-            let path: Vec<String> = path.split("__").map(str::to_ascii_lowercase).collect();
-            // A single word is an option of the command line, such as FANWISE_CONFIG.
-            if path.len() > 1 && insert(&mut file, &path, value) {
+            if let Some(path) = path_of(&name)
+                && insert(&mut file, &path, value)
+            {
                 from_environment.insert(path.join("."));
             }
         }
@@ -133,8 +132,12 @@ impl Section {
     }
 
     fn child(&self, name: &str, table: Table) -> Self {
+        self.child_of(&self.key(name), table)
+    }
+
+    fn child_of(&self, path: &str, table: Table) -> Self {
         Self {
-            path: self.key(name),
+            path: path.to_owned(),
             left: table,
             from_environment: self.from_environment.clone(),
             known: Vec::new(),
@@ -151,17 +154,30 @@ impl Section {
         );
     }
 
-    /// Learns which keys a reader knows, and ignores the values.
-    pub(super) fn learn(&mut self, read: impl FnOnce(&mut Self, &mut Findings)) {
-        let mut pupil = Self {
-            path: self.path.clone(),
-            left: self.left.clone(),
-            from_environment: BTreeSet::new(),
-            known: Vec::new(),
-        };
-        read(&mut pupil, &mut Findings::default());
-        self.left.retain(|name, _| pupil.left.contains_key(name));
-        self.known.extend(pupil.known);
+    /// Reads the section as each of these readers would. A key that any of them knows is known, and
+    /// a problem that all of them find is a problem.
+    pub(super) fn read_as_any(
+        &mut self,
+        readers: impl IntoIterator<Item = impl FnOnce(&mut Self, &mut Findings)>,
+        findings: &mut Findings,
+    ) {
+        let left = self.left.clone();
+        let mut problems: Option<Vec<Problem>> = None;
+        for read in readers {
+            let mut pupil = self.child_of(&self.path, left.clone());
+            let mut found = Findings::default();
+            read(&mut pupil, &mut found);
+            self.left.retain(|name, _| pupil.left.contains_key(name));
+            self.known.extend(pupil.known);
+            problems = Some(match problems {
+                None => found.problems,
+                Some(mut common) => {
+                    common.retain(|problem| found.problems.contains(problem));
+                    common
+                }
+            });
+        }
+        findings.problems.extend(problems.unwrap_or_default());
     }
 
     /// Ends the reading: every key left over is unknown. Unknown variables only give a warning,
@@ -188,6 +204,14 @@ impl Section {
     }
 }
 
+/// The path of the key that a variable sets. A single word is an option of the command line, such as
+/// FANWISE_CONFIG.
+fn path_of(variable: &str) -> Option<Vec<String>> {
+    let path = variable.strip_prefix(ENV_PREFIX)?;
+    let path: Vec<String> = path.split("__").map(str::to_ascii_lowercase).collect();
+    (path.len() > 1).then_some(path)
+}
+
 /// Puts a value into the tree; false if a plain value is in the way.
 fn insert(table: &mut Table, path: &[String], value: String) -> bool {
     match path {
@@ -212,7 +236,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::domain::fields::Problem;
 
     fn section(toml: &str, environment: &[(&str, &str)]) -> Section {
         let environment = environment

@@ -118,6 +118,7 @@ fn read_worker(mut section: Section, findings: &mut Findings) -> WorkerConfig {
             ms(100)..=HOUR,
             findings,
         ),
+        identify_targets: section.boolean("identify_targets", true, findings),
     };
     section.finish(findings);
     worker

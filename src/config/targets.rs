@@ -73,12 +73,13 @@ pub(super) fn from_section(
     ];
     let before = findings.problems.len();
     let Some(kind) = section.required_choice("type", &kinds, findings) else {
-        // Without a type, values cannot be checked. Keys can: a key that no type has is misspelt.
-        for (_, kind) in kinds {
-            section.learn(|section, findings| {
+        // Without a type, a key that no type has is misspelt, and a value that no type takes is wrong.
+        let readers = kinds.map(|(_, kind)| {
+            move |section: &mut Section, findings: &mut Findings| {
                 read_as(kind, section, retry, findings);
-            });
-        }
+            }
+        });
+        section.read_as_any(readers, findings);
         section.finish(findings);
         return None;
     };

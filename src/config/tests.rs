@@ -30,6 +30,7 @@ fn loaded(toml: &str, environment: &[(&str, &str)]) -> Loaded {
         config,
         findings,
         file: None,
+        lines: Lines::default(),
     }
 }
 
@@ -344,6 +345,20 @@ fn keys_are_checked_although_the_type_is_missing() {
     let found = problems(slack, &[]);
     assert_eq!(found.len(), 2, "{found:#?}");
     assert!(found[1].starts_with("targets.im.ul: unknown key"));
+    // A value that is wrong for every type is wrong, and one that is right for some may be right.
+    let values =
+        "[targets.im]\nlimit = \"fast\"\ncall_timeout = \"1h\"\nversion = \"v9\"\ntoken = \"\"";
+    let found = problems(values, &[]);
+    let all = [
+        "type: missing",
+        "url: missing",
+        "call_timeout: ",
+        "limit: a rate ",
+    ];
+    let all = all.map(|it| format!("targets.im.{it}"));
+    let missing = |it: &String| !found.iter().any(|problem| problem.starts_with(it));
+    assert_eq!(all.iter().find(|it| missing(it)), None, "{found:#?}");
+    assert_eq!(found.len(), all.len(), "{found:#?}");
     // The adapter's problems are reported beside a misspelt key.
     let braces =
         "[targets.im]\ntype = \"webhook\"\nurl = \"http://im/{recipent}\"\nidempotnt = true";

@@ -6,11 +6,12 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::path::Path;
 
 use redb::backends::FileBackend;
 use redb::{
     Database, Durability, Key, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
-    TableDefinition, TableError, TableHandle as _, Value,
+    ReadableTableMetadata as _, TableDefinition, TableError, TableHandle as _, Value,
 };
 
 use super::damage::sheltered;
@@ -31,6 +32,23 @@ impl Backup for EmbeddedBroker {
             error => BackupError::Failed(Box::new(error)),
         })
     }
+}
+
+/// Opens a copy as a store and reads all of it, which finds a copy that was cut or changed on its
+/// way. Returns the number of its jobs. Blocks the thread.
+pub fn check_copy(file: &Path) -> Result<u64, BackupError> {
+    let checked = sheltered(|| {
+        let mut copy = builder().open(file)?;
+        if !copy.check_integrity()? {
+            return Err(StorageError::broken("its checksums are wrong"));
+        }
+        let read = copy.begin_read()?;
+        match tables::format(&read)? {
+            1..=tables::FORMAT => Ok(read.open_table(tables::JOBS)?.len()?),
+            format => Err(StorageError::broken(format!("its format is {format}"))),
+        }
+    });
+    checked.map_err(|error| BackupError::NotWhole(Box::new(error)))
 }
 
 impl EmbeddedBroker {
@@ -114,8 +132,6 @@ impl Copy<'_> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use redb::ReadableTableMetadata as _;
-
     use super::*;
 
     fn rows(read: &ReadTransaction) -> BTreeMap<String, u64> {
@@ -157,5 +173,32 @@ mod tests {
         let copy = Database::open(&file).unwrap();
         assert_eq!(rows(&copy.begin_read().unwrap()), original);
         assert_eq!(original["claims"], 2 * ROWS as u64 + 1);
+    }
+
+    /// A copy that is not whole is found, wherever it was cut or changed.
+    #[test]
+    fn a_copy_that_is_not_whole_is_no_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = super::super::Settings::new(folder.path());
+        let broker = super::super::Engine::open(&settings).unwrap().broker();
+        let file = folder.path().join("copy");
+        let open = File::options();
+        let empty = open
+            .clone()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&file);
+        broker.copy_to(empty.unwrap()).unwrap();
+        let whole = std::fs::read(&file).unwrap();
+        assert_eq!(check_copy(&file).unwrap(), 0);
+        assert_eq!(check_copy(&file).unwrap(), 0, "checked once more");
+        for length in [0, 1, 4096, whole.len() / 2, whole.len() - 1] {
+            std::fs::write(&file, &whole[..length]).unwrap();
+            assert!(check_copy(&file).is_err(), "{length} of {}", whole.len());
+        }
+        std::fs::write(&file, "not a store").unwrap();
+        assert!(check_copy(&file).is_err());
+        assert!(check_copy(&folder.path().join("missing")).is_err());
     }
 }

@@ -62,6 +62,7 @@ use redb::{Database, ReadTransaction};
 use serde::Serialize;
 use tokio::sync::{broadcast, oneshot};
 
+pub use self::backup::check_copy;
 pub use self::broker::{
     EmbeddedBroker, EmbeddedConsumer, EmbeddedPublisher, EmbeddedSession, EngineEvent,
 };

@@ -32,6 +32,7 @@ use super::params::Params;
 use super::problem::Refusal;
 use super::upload::{ListKind, Parts};
 use super::{Gateway, Open, PublisherOf};
+use crate::clock::now_ms;
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::job::JOB_BYTES_MAX;
@@ -42,8 +43,10 @@ use crate::metrics::LedgerStep;
 use crate::ports::{
     Broker, Entry, Gathered, JobRecord, JobState, Outgoing, Route, Store, Transport,
 };
-use crate::service::admission::{Admission as _, PREVIEWS, agree, charge, conflicts, preview};
-use crate::service::api::{JobStanding, Preview, Submitted};
+use crate::service::Rehearsal;
+use crate::service::admission::{Admission as _, agree, charge, conflicts};
+use crate::service::api::{Estimate, JobStanding, Preview, Submitted};
+use crate::service::control;
 
 /// Largest body that is read: a job slightly above its bound gets an explanation and is not cut
 /// off.
@@ -74,8 +77,18 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
         .is_some_and(|record| record.state == JobState::Completed);
     // A job for all users may reach users that were not there before.
     let repeated = known && settled && !checked.job.for_all;
-    let first = wishes.dry_run.then(|| draft.first()).transpose()?;
-    if !repeated && !wishes.dry_run {
+    if wishes.dry_run {
+        let (preview, estimate) = gateway.rehearse(&caller, &draft, &checked).await?;
+        let answer = SubmitAnswer {
+            status: StatusCode::OK,
+            standing: before.as_ref().filter(|_| known).map(JobStanding::of),
+            waited: None,
+            preview,
+            estimate,
+        };
+        return Ok(answer.response(checked, true));
+    }
+    if !repeated {
         if !known {
             gateway.has_room(&checked.job.target)?;
         }
@@ -94,11 +107,9 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
         standing: before.as_ref().filter(|_| known).map(JobStanding::of),
         waited: None,
         preview: Vec::new(),
+        estimate: None,
     };
-    if let Some(first) = first {
-        answer.status = StatusCode::OK;
-        answer.preview = preview(&*gateway, &first, PREVIEWS).await?;
-    } else if let Some(wait) = wishes.wait {
+    if let Some(wait) = wishes.wait {
         let wait = wait.min(gateway.wait_max);
         answer.waited = Some(wait);
         if let Some(record) = gateway.settled(&checked, wait).await? {
@@ -108,7 +119,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
             }
         }
     }
-    Ok(answer.response(checked, wishes.dry_run))
+    Ok(answer.response(checked, false))
 }
 
 /// The caller's options, besides the job.
@@ -176,6 +187,31 @@ fn wait(value: &HeaderValue) -> Option<Duration> {
 }
 
 impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
+    /// What a dry run shows: the message for the first recipients, and what sending would take.
+    async fn rehearse(
+        &self,
+        caller: &Caller,
+        draft: &Draft,
+        checked: &Checked,
+    ) -> Result<(Vec<Preview>, Option<Estimate>), Refusal> {
+        let job = &checked.job;
+        let mut rehearsal = Rehearsal::of(self, &draft.first()?).await?;
+        if rehearsal.is_personal() {
+            let _turn = self.shares.survey(caller).await;
+            tokio::task::block_in_place(|| {
+                let count = |message: &[u8]| Ok(rehearsal.count(&*self.context, message)?);
+                draft.for_each(checked.parts.as_ref(), count)
+            })?;
+        }
+        if job.for_all {
+            return Ok((rehearsal.previews(), None));
+        }
+        let board = control::board(&self.context.store).await?;
+        let limits = (&self.facts, &board);
+        let estimate = rehearsal.estimate(&*self.context, job.recipients, limits, now_ms());
+        Ok((rehearsal.previews(), estimate))
+    }
+
     async fn look(&self, job: JobId) -> Result<Option<JobRecord>, Refusal> {
         let look = self.context.store.job(job);
         Ok(self.context.try_step(LedgerStep::Look, look).await?)
@@ -309,6 +345,7 @@ struct SubmitAnswer {
     standing: Option<JobStanding>,
     waited: Option<Duration>,
     preview: Vec<Preview>,
+    estimate: Option<Estimate>,
 }
 
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -327,6 +364,7 @@ impl SubmitAnswer {
             dry_run,
             warnings: job.warnings,
             preview: self.preview,
+            estimate: self.estimate,
             standing: self.standing,
         };
         let mut response = (self.status, Json(submitted)).into_response();

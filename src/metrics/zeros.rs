@@ -10,12 +10,7 @@ use crate::domain::announce::EventKind;
 use crate::domain::lane::Priority;
 use crate::domain::outcome::{Class, OnUncertain, Outcome};
 use crate::ports::{ParkReason, Scope};
-
-/// The commit that the binary was built from, as the build names it in `FANWISE_COMMIT`.
-const COMMIT: &str = match option_env!("FANWISE_COMMIT") {
-    Some(commit) => commit,
-    None => "unknown",
-};
+use crate::version::COMMIT;
 
 impl Metrics {
     pub(super) fn expose_zeros(&self) {
@@ -69,7 +64,7 @@ impl Metrics {
                 .inc_by(0);
         }
         self.build_info
-            .with_label_values(&[env!("CARGO_PKG_VERSION"), COMMIT])
+            .with_label_values(&[env!("CARGO_PKG_VERSION"), COMMIT.unwrap_or("unknown")])
             .set(1);
     }
 

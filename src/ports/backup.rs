@@ -16,4 +16,6 @@ pub enum BackupError {
     Full(#[source] std::io::Error),
     #[error("the copy cannot be made")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the copy is not a whole store")]
+    NotWhole(#[source] Box<dyn std::error::Error + Send + Sync>),
 }

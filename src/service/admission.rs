@@ -20,7 +20,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::api::Preview;
 use super::before_accept::{
     BeforeAccept, Decision, Seen, Vars, changed, members, names_stored, pinned,
 };
@@ -32,7 +31,6 @@ use crate::domain::lane::Priority;
 use crate::domain::mapping::{Fit, Strictness};
 use crate::domain::message::Content;
 use crate::domain::permissions::{Asked, Permissions};
-use crate::domain::personal::Personal;
 use crate::domain::slice::Head;
 use crate::domain::template::{
     named_version, unknown_template, version_is_gone, with_template, with_version,
@@ -453,41 +451,6 @@ pub async fn admit<A: Admission>(admission: &A, job: &Job<'_>) -> Result<Admitte
         sent,
         warnings: fit.warnings,
     })
-}
-
-/// Recipients of a dry run for which the message is shown.
-pub const PREVIEWS: usize = 5;
-
-/// The message of a job as its first recipients would get it, without sending anything. `body` is
-/// the job, or the first part of it.
-pub async fn preview<A: Admission>(
-    admission: &A,
-    body: &[u8],
-    most: usize,
-) -> Result<Vec<Preview>, Refused> {
-    let job = Job::parse(body, None, admission.rules(), now()).map_err(Refused::Problems)?;
-    let head = resolve(admission, &job.head, None).await?.head;
-    let personal = Personal::of(&head).map_err(Refused::Problems)?;
-    let mut previews = Vec::new();
-    job.for_each_recipient(|member| {
-        if previews.len() == most {
-            return;
-        }
-        let rendered = match &personal {
-            Some(personal) => personal.render(member.vars),
-            None => Ok(Arc::clone(&head)),
-        };
-        let (message, problem) = match rendered {
-            Ok(head) => (Some(head.content.clone().into()), None),
-            Err(problem) => (None, Some(problem.to_string())),
-        };
-        previews.push(Preview {
-            recipient: member.id.into_owned(),
-            message,
-            problem,
-        });
-    });
-    Ok(previews)
 }
 
 /// Counts the jobs of one request, which belong to one app: all of them or none. A job that is

@@ -43,6 +43,9 @@ pub struct Submitted {
     /// In a dry run, the message as the first recipients would get it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub preview: Vec<Preview>,
+    /// In a dry run, what sending the job would take; null for all users of a target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<Estimate>,
     /// Progress of the job, if it was known before or if the request waited for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standing: Option<JobStanding>,
@@ -58,6 +61,25 @@ pub struct Preview {
     /// Why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// What sending a job would take. Retries, sending hours and other jobs are not in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Estimate {
+    /// Recipients for whom a personal message was rendered, at most 100,000.
+    pub rendered: u64,
+    /// Those of them who would fail: they lack a value, or the message does not fit the target.
+    pub would_fail: u64,
+    /// Calls to the target.
+    pub calls: u64,
+    /// Bytes of their requests, about.
+    pub bytes: u64,
+    /// Least time that the limits in force allow; null without a limit.
+    #[serde(default)]
+    pub seconds: Option<u64>,
+    /// The limit that takes this time.
+    #[serde(default)]
+    pub limit: Option<String>,
 }
 
 /// The process that answers, and what the caller may do with it.

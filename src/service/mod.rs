@@ -4,6 +4,7 @@
 //! - `api`: the answers of the HTTP interface, for its server and for its client.
 //! - `admission`: whether a job may be accepted.
 //! - `before_accept`: an operator's endpoint that decides about jobs.
+//! - `rehearsal`: what a dry run tells.
 //! - `jobs`: reads jobs.
 //! - `dead_letters`: reads, redrives and purges dead letters.
 //! - `control`: steers jobs, apps and targets, and finds out why a job does not move.
@@ -14,5 +15,7 @@ mod before_accept;
 pub mod control;
 pub mod dead_letters;
 pub mod jobs;
+mod rehearsal;
 
 pub use self::before_accept::{BeforeAccept, Vars};
+pub use self::rehearsal::{PREVIEWS, Rehearsal};

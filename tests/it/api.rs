@@ -499,6 +499,13 @@ async fn a_dry_run_shows_what_recipients_would_get(place: Place) {
     assert_eq!(previews[1]["message"], Value::Null);
     let lacks = previews[1]["problem"].as_str().unwrap();
     assert!(lacks.contains("name"), "{lacks}");
+    let estimate = &dry["estimate"];
+    assert_eq!(
+        (&estimate["rendered"], &estimate["would_fail"]),
+        (&json!(2), &json!(1)),
+        "{dry}"
+    );
+    assert_eq!(estimate["calls"], 1, "{dry}");
 
     let (status, _) = place.ask("PUT", "/v1/templates/hi", &text).await;
     assert_eq!(status, 200);
@@ -518,6 +525,21 @@ async fn a_dry_run_shows_what_recipients_would_get(place: Place) {
         ["u0", "u1", "u2", "u3", "u4"]
     );
     assert_eq!(dry["preview"][4]["message"]["text"], "Hello N4", "{dry}");
+    let estimate = &dry["estimate"];
+    assert_eq!(
+        (&estimate["rendered"], &estimate["calls"]),
+        (&json!(20), &json!(20)),
+        "{dry}"
+    );
+    // The app's limit is 30/s burst 6.
+    let many: Vec<String> = (0..96).map(|it| format!("u{it}")).collect();
+    let job = json!({"v": 1, "app": "other", "client_msg_no": "m", "audience": {"users": many},
+        "message": {"type": "text", "text": "Hi"}});
+    let dry = place.post("/v1/jobs?dry_run=true", job).await;
+    assert_eq!(dry["estimate"]["seconds"], 3, "{dry}");
+    assert_eq!(dry["estimate"]["limit"], "30/s of app other", "{dry}");
+    let bytes = dry["estimate"]["bytes"].as_u64().unwrap();
+    assert!((96 * 50..96 * 1000).contains(&bytes), "{dry}");
     assert_eq!(place.get("/v1/jobs").await["jobs"], json!([]));
     place.end(process).await;
 }

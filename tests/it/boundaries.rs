@@ -33,7 +33,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     // Work on jobs.
     ("limits", &["domain", "ports"]),
-    ("metrics", &["domain", "ports"]),
+    ("metrics", &["domain", "ports", "version"]),
     (
         "service",
         &[
@@ -99,7 +99,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "admin", "amqp", "config", "domain", "embedded", "error", "exit", "gateway", "http",
             "im", "metrics", "ports", "runtime", "secret", "service", "shutdown", "store", "tls",
-            "worker",
+            "version", "worker",
         ],
     ),
     // The command line uses the service layer, never the gateway.
@@ -126,6 +126,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "store",
             "telemetry",
             "tls",
+            "version",
         ],
     ),
 ];

@@ -302,6 +302,14 @@ async fn steers(there: &There) {
         "--json",
     ];
     let dry = [&send[..], &["--dry-run"]].concat();
+    let seen = [&dry[..dry.len() - 2], &["-n"]].concat();
+    let seen = there.run_with_input(&seen, b"ana\nbob\n").await;
+    assert!(seen.stdout.contains("  ana: \"hi\"\n"), "{}", seen.stdout);
+    assert!(
+        seen.stdout.contains("\n2 call(s), about "),
+        "{}",
+        seen.stdout
+    );
     let dry = there.run_with_input(&dry, list.as_bytes()).await;
     assert_eq!(dry.code, Some(0), "{}", dry.stderr);
     let dry: Value = serde_json::from_str(&dry.stdout).unwrap();
@@ -426,6 +434,10 @@ async fn refuses(there: &There) {
         (&["job", "show", "nothing"][..], "there is no job"),
         (&["job", "cancel", "nothing"], "there is no job"),
         (
+            &["job", "recipients", "nothing", "--file", "/dev/null"],
+            "there is no job",
+        ),
+        (
             &["job", "list", "--app", "nobody"],
             "there is no app \"nobody\"",
         ),
@@ -480,6 +492,26 @@ async fn refuses(there: &There) {
     assert_ne!(other.code, Some(0), "{}", other.stdout);
     let targets = there.run_with(&["target", "list"], &own).await;
     check_failure(&targets, "the shop lists targets", 77, "not permitted");
+}
+
+/// A start logs what each target answers, before the first job.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_of_another_version_is_logged_at_the_start() {
+    let there = There::start(Engine::Embedded, "").await;
+    let folder = there.scratch.path().join("other");
+    let changed = [
+        ("FANWISE_WORKER__IDENTIFY_TARGETS", "true"),
+        ("FANWISE_TARGETS__IM__VERSION", "v2"),
+        ("FANWISE_GATEWAY__LISTEN", "127.0.0.1:0"),
+        ("FANWISE_ADMIN__LISTEN", "127.0.0.1:0"),
+        ("FANWISE_EMBEDDED__DIR", folder.to_str().unwrap()),
+    ];
+    let mut other = fanwise(&["serve", "--config", &there.config], &changed);
+    let line = other.until_prints("target im: ", BOUND).await;
+    assert!(
+        line.contains("WARN") && line.contains("set `version`"),
+        "{line}"
+    );
 }
 
 /// Flags, variables and profiles name a server, and each says clearly what is wrong with it.

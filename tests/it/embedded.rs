@@ -770,18 +770,40 @@ async fn a_copy_made_during_a_broadcast_is_whole() {
         (place.mock.stats().accepted >= 1000).then_some(())
     })
     .await;
-    let answer = place.raw(place.gateway, "GET /v1/backup", b"").await;
-    assert!(answer.starts_with(b"HTTP/1.1 200"));
-    let body = answer.windows(4).position(|it| it == b"\r\n\r\n").unwrap() + 4;
+    let kept = tempfile::tempdir().unwrap();
+    let copy = kept.path().join("copy.redb");
+    let backup = ["backup", copy.to_str().unwrap()];
+    let copied = place.run(&backup, b"").await;
+    assert_eq!(copied.code, Some(0), "{}", copied.stderr);
+    assert!(
+        copied.stdout.contains("opens as a store"),
+        "{}",
+        copied.stdout
+    );
     let copied = place.mock.stats().accepted;
     let record = place.completed("k").await;
     assert_eq!(record["accounts"]["sent"], 4000, "{record}");
+    // A file that is there stays, unless it is to be replaced.
+    let before = std::fs::read(&copy).unwrap();
+    let again = place.run(&backup, b"").await;
+    assert_eq!((again.code, again.stdout.as_str()), (Some(64), ""));
+    assert_eq!(std::fs::read(&copy).unwrap(), before);
+    let other = kept.path().join("other.redb");
+    std::fs::write(&other, "mine").unwrap();
+    let replace = ["backup", "--force", other.to_str().unwrap()];
+    let replaced = place.run(&replace, b"").await;
+    assert_eq!(replaced.code, Some(0), "{}", replaced.stderr);
     process.kill();
+    // Nothing comes from a server that is away, and nothing is left of the attempt.
+    let away = place.run(&replace, b"").await;
+    assert_eq!(away.code, Some(69), "{}", away.stderr);
+    assert!(std::fs::read(&other).unwrap().len() > before.len() / 2);
+    assert_eq!(std::fs::read_dir(kept.path()).unwrap().count(), 2);
 
     let restored = Place::new("restored").await;
     let data = restored.scratch.path().join("data");
     std::fs::create_dir(&data).unwrap();
-    std::fs::write(data.join("fanwise.redb"), &answer[body..]).unwrap();
+    std::fs::copy(&copy, data.join("fanwise.redb")).unwrap();
     let _process = restored.serve().await;
     let record = restored.completed("k").await;
     assert_eq!(record["accounts"]["sent"], 4000, "{record}");

@@ -1,8 +1,14 @@
 //! Tests the producers in `examples/`, as a service would run them: with a real broker, a worker
 //! and the mock.
 
-use serde_json::Value;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::embedded::Place;
 use crate::support::process::Finished;
 use crate::support::scratch::Scratch;
 use crate::support::toolchain::{Program, example};
@@ -244,6 +250,109 @@ async fn the_rust_producer_keeps_its_word() {
     let Some(plan) = Plan::shared() else { return };
     let producer = Program::rust("producer").await;
     producer_keeps_its_word(plan.start("rust").await, producer).await;
+}
+
+/// A server that loses the first request, and has no time for the second; it accepts the third. Keeps
+/// what it gets.
+async fn busy_server() -> (String, Arc<Mutex<Vec<Vec<u8>>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let got = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&got);
+    tokio::spawn(async move {
+        for reply in [
+            "",
+            "HTTP/1.1 503 Busy\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+            "HTTP/1.1 202 Accepted\r\ncontent-length: 29\r\nconnection: close\r\n\r\n\
+             {\"job\":\"abc\",\"recipients\":3} ",
+        ] {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let request = whole_request(&mut stream).await;
+            kept.lock().push(request);
+            stream.write_all(reply.as_bytes()).await.unwrap();
+        }
+    });
+    (url, got)
+}
+
+/// The body of the next request, after the header with its job.
+async fn whole_request(stream: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        assert_ne!(stream.read_buf(&mut bytes).await.unwrap(), 0, "cut");
+        let Some(end) = bytes.windows(4).position(|it| it == b"\r\n\r\n") else {
+            continue;
+        };
+        let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();
+        let value = |name: &str| {
+            let line = head.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("no {name} in {head}"))
+                .trim()
+                .to_owned()
+        };
+        let length: usize = value("content-length:").parse().unwrap();
+        if bytes.len() == end + 4 + length {
+            let job = value("fanwise-job-spec:").into_bytes();
+            return [&job[..], b"\n", &bytes[end + 4..]].concat();
+        }
+    }
+}
+
+/// The behaviour that every producer over HTTP must have: it repeats the same request until it is
+/// answered, and only an acceptance is one.
+async fn http_producer_keeps_its_word(producer: &Program, place: &Place, name: &str) {
+    let submit = async |url: &str, text: &str, list: &[&str]| {
+        let usual = ["--url", url, "--client-msg-no", name, "--text", text];
+        let flags = [&usual, list].concat();
+        producer.start(&flags).finish(BOUND).await
+    };
+    let (busy, got) = busy_server().await;
+    assert_accepted(&submit(&busy, "hello", &["--count", "3"]).await);
+    let got = got.lock().clone();
+    assert_eq!(got.len(), 3);
+    assert!(got[0].ends_with(b"\n\"u0\"\n\"u1\"\n\"u2\"\n"));
+    assert!(got.iter().all(|request| *request == got[0]));
+
+    let url = format!("http://127.0.0.1:{}", place.gateway);
+    let own: Vec<_> = users(1500)
+        .iter()
+        .map(|user| format!("{name}-{user}"))
+        .collect();
+    let folder = Scratch::new("http-list");
+    let odd = format!("{name} Zoë \"the\" \\\\ <张伟>");
+    let list = folder.write("list", [own.join("\n"), odd.clone()].join("\n") + "\n\n");
+    let list = ["--file", list.to_str().unwrap()];
+    for _ in 0..2 {
+        let accepted = submit(&url, "<Grüße> & \"more\"", &list).await;
+        assert_accepted(&accepted);
+        assert!(
+            accepted.stdout.contains("1501 recipients"),
+            "{}",
+            accepted.stdout
+        );
+    }
+    assert_eq!(place.completed(name).await["accounts"]["sent"], 1501);
+    let once = place.accepted_once();
+    assert!(own.iter().chain([&odd]).all(|user| once.contains(user)));
+    let other = submit(&url, "other", &list).await;
+    assert_refused(&other, "not accepted: 409");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_producers_over_http_keep_their_word() {
+    let (go, node) = (Scratch::new("go"), Scratch::new("node"));
+    let programs = [
+        ("python", Program::python("http_producer.py")),
+        ("node", Program::node("http_producer.mjs", &node)),
+        ("go", Program::go("http_producer.go", &go).await),
+    ];
+    let place = Place::new("http-producers").await;
+    let _process = place.serve().await;
+    let kept = programs.iter().filter_map(|(name, program)| {
+        let program = program.as_ref()?;
+        Some(http_producer_keeps_its_word(program, &place, name))
+    });
+    futures_util::future::join_all(kept).await;
 }
 
 /// The limits by which the producers split their lists are the worker's.

@@ -1,6 +1,7 @@
 //! The HTTP interface of a running process, as the command line calls it.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::domain::fields::shorten;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::http::client::{Client, ClientSettings};
 use crate::http::tls;
-use crate::ports::{HttpReply, JobFilter, Request};
+use crate::ports::{HttpReply, JobFilter, Request, SendError};
 use crate::secret::Secret;
 use crate::service::api::{JobList, Submitted};
 use crate::tls::{ClientTls, TlsSettings};
@@ -269,6 +270,40 @@ impl Server {
         traceparent: Option<&str>,
         accept: &'static str,
     ) -> Result<HttpReply, Failure> {
+        let request = self.request(method, path, kind, body, traceparent, accept)?;
+        let patience = match request.body.len() {
+            0..=UPLOAD_BYTES => PATIENCE,
+            _ => UPLOAD_PATIENCE,
+        };
+        let reply = self.client.send(request, patience).await;
+        reply.map_err(|error| self.unreached(&error))
+    }
+
+    /// Gets a long answer, and passes it to `each` in pieces until that breaks it off.
+    pub(super) async fn download(
+        &self,
+        path: &str,
+        each: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Failure> {
+        let (body, any) = (Bytes::new(), "*/*");
+        let request = self.request(Method::GET, path, None, body, None, any)?;
+        let reply = self.client.download(request, UPLOAD_PATIENCE, each).await;
+        let reply = reply.map_err(|error| self.unreached(&error))?;
+        match reply.status {
+            200 => Ok(()),
+            _ => Err(self.refused(&reply)),
+        }
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        kind: Option<&'static str>,
+        body: Bytes,
+        traceparent: Option<&str>,
+        accept: &'static str,
+    ) -> Result<Request, Failure> {
         let uri: Uri = format!("{}{path}", self.base)
             .parse()
             .or_exit(Exit::Internal)?;
@@ -287,27 +322,24 @@ impl Server {
                 HeaderValue::try_from(trace).or_exit(Exit::BadInput)?,
             );
         }
-        let request = Request {
+        Ok(Request {
             method,
             uri,
             headers,
             body,
-        };
-        let patience = match request.body.len() {
-            0..=UPLOAD_BYTES => PATIENCE,
-            _ => UPLOAD_PATIENCE,
-        };
-        self.client.send(request, patience).await.map_err(|error| {
-            let hint = match self.config {
-                Some(_) => {
-                    "is `fanwise serve` running there? (or name a server with --server, or set broker.url and \
-                     ledger.url)"
-                }
-                None => "is it the address of a `fanwise serve` or `fanwise gateway`?",
-            };
-            let what = format!("{}: {error}; {hint}", self.base);
-            Failure::message(Exit::Unavailable, what)
         })
+    }
+
+    fn unreached(&self, error: &SendError) -> Failure {
+        let hint = match self.config {
+            Some(_) => {
+                "is `fanwise serve` running there? (or name a server with --server, or set broker.url and \
+                 ledger.url)"
+            }
+            None => "is it the address of a `fanwise serve` or `fanwise gateway`?",
+        };
+        let what = format!("{}: {error}; {hint}", self.base);
+        Failure::message(Exit::Unavailable, what)
     }
 
     /// Turns an answer other than success into a failure, with the text of its problem document.

@@ -6,6 +6,7 @@ use super::server::JSON;
 use super::{Access, Direct, traceparent};
 use crate::app::{LocalAdmission, Names};
 use crate::cli::form;
+use crate::clock::now_ms;
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
@@ -14,13 +15,17 @@ use crate::exit::{Exit, Failure, OrExit as _};
 use crate::ports::{
     Broker as _, Entry, Ledger as _, Outgoing, Publisher as _, Route, Session as _,
 };
-use crate::service::admission::{self, PREVIEWS, Refused, examine, keeps_rules};
+use crate::service::Rehearsal;
+use crate::service::admission::{self, Admission as _, Refused, examine, keeps_rules};
 use crate::service::api::Submitted;
+use crate::service::control;
 
 /// A job ready to submit: its messages, and, if there are several, the whole job as one form.
 pub(in crate::cli) struct Submission {
     pub(in crate::cli) bodies: Vec<Vec<u8>>,
     pub(in crate::cli) form: Option<Vec<u8>>,
+    /// It is for all users of its target.
+    pub(in crate::cli) for_all: bool,
 }
 
 /// The answer to a submission.
@@ -105,6 +110,7 @@ impl Checked {
             dry_run: false,
             warnings: self.warnings,
             preview: Vec::new(),
+            estimate: None,
             standing: None,
         }
     }
@@ -171,8 +177,19 @@ impl Direct {
         let considered = admission::consider(&admission, bodies, priority);
         let considered = considered.await.map_err(|refused| failure(&refused))?;
         if let Some((_, first)) = considered.messages.first() {
-            let preview = admission::preview(&admission, first, PREVIEWS);
-            submitted.preview = preview.await.map_err(|refused| failure(&refused))?;
+            let rehearsal = Rehearsal::of(&admission, first).await;
+            let mut rehearsal = rehearsal.map_err(|refused| failure(&refused))?;
+            for (_, message) in &considered.messages {
+                let counted = rehearsal.count(admission.rules(), message);
+                counted.map_err(|refused| failure(&refused))?;
+            }
+            let board = control::board(store).await.or_exit(Exit::Unavailable)?;
+            let (limits, recipients) = ((&self.facts, &board), submitted.recipients);
+            submitted.preview = rehearsal.previews();
+            if !job.for_all {
+                let rules = admission.rules();
+                submitted.estimate = rehearsal.estimate(rules, recipients, limits, now_ms());
+            }
         }
         Ok(submitted)
     }

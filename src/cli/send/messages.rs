@@ -28,8 +28,6 @@ pub(super) struct Messages {
     /// `None` if it has no key; then it is refused.
     pub(super) id: Option<JobId>,
     pub(super) client_msg_no: String,
-    /// It is for all users of its target.
-    pub(super) for_all: bool,
 }
 
 impl Messages {
@@ -40,10 +38,13 @@ impl Messages {
         let key = text("client_msg_no");
         let audience = object(fields, "audience")?;
         Ok(Self {
-            submission: Submission { bodies, form },
+            submission: Submission {
+                bodies,
+                form,
+                for_all: audience.get("all").is_some_and(|all| all.get() == "true"),
+            },
             id: key.as_deref().map(|key| JobId::of(&app, key)),
             client_msg_no: key.unwrap_or_default(),
-            for_all: audience.get("all").is_some_and(|all| all.get() == "true"),
         })
     }
 }

@@ -257,3 +257,19 @@ fn permissions_of_apps_are_checked() {
     assert_eq!(permissions.senders, ["news", "offers"]);
     assert_eq!(permissions.audiences, Permissions::default().audiences);
 }
+
+/// A problem names its line, or that of the section that lacks something; a variable has none.
+#[test]
+fn problems_name_their_lines() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = "# Ours\n[targets.im]\ntype = \"webhook\"\nlimit = \"fast\"\n[log]\nlevel = \"x\"\n";
+    std::fs::write(file.path(), text).unwrap();
+    let variable = ("FANWISE_LOG__LEVEL".to_owned(), "y".to_owned());
+    let loaded = load(Some(file.path()), std::iter::once(variable)).unwrap();
+    let told = loaded.check().unwrap_err().to_string();
+    let lines: Vec<_> = told.lines().skip(1).map(str::trim_start).collect();
+    let starts = |start: &str| lines.iter().any(|line| line.starts_with(start));
+    assert!(starts("line 4: targets.im.limit: a rate"), "{told}");
+    assert!(starts("line 2: targets.im.url: missing"), "{told}");
+    assert!(starts("log.level: "), "{told}");
+}

@@ -29,8 +29,8 @@ use crate::gateway::spec::{self, SPEC_BYTES_MAX, Spec};
 use crate::gateway::spool::spool;
 use crate::gateway::upload::{Parts, Received, Upload};
 use crate::ports::{Broker, Store, Transport};
-use crate::service::Vars;
-use crate::service::admission::{Examined, PREVIEWS, allow, examine, keeps_rules};
+use crate::service::admission::{Examined, allow, examine, keeps_rules};
+use crate::service::{PREVIEWS, Vars};
 
 /// The advice for a job that is too large.
 const UPLOAD: &str = "a longer list is uploaded as application/x-ndjson, text/csv or text/plain";
@@ -109,6 +109,20 @@ impl Draft {
             Self::One(held) => Ok(held.bytes.clone()),
             Self::Changed(bytes) => Ok(bytes.clone()),
             Self::List(upload) => tokio::task::block_in_place(|| upload.first_message(PREVIEWS)),
+        }
+    }
+
+    /// Passes on each message of the job.
+    pub(super) fn for_each(
+        &self,
+        parts: Option<&Parts>,
+        mut each: impl FnMut(&[u8]) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        match (self, parts) {
+            (Self::One(held), _) => each(&held.bytes),
+            (Self::Changed(bytes), _) => each(bytes),
+            (Self::List(upload), Some(parts)) => upload.for_each_message(parts, |it| each(&it)),
+            (Self::List(_), None) => Ok(()),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use http::header::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::client::TlsStream;
 
 use super::reply::{self, Framing, Head};
@@ -187,6 +188,51 @@ impl Connection {
         }
     }
 
+    /// Sends one request, and passes the body of its reply on in pieces if the status is 200; the
+    /// reply then has no body. The connection must not be used again.
+    pub(super) async fn download(
+        &mut self,
+        request: &Request,
+        patience: Duration,
+        mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<HttpReply, Broken> {
+        let answered = async {
+            let rest = self.render(request);
+            self.write(rest).await.map_err(|error| broken(&error))?;
+            self.read_head().await
+        };
+        let late = |_| Broken::new("timeout", format!("no reply within {patience:?}"));
+        let head = timeout(patience, answered).await.map_err(late)??;
+        if head.status != 200 {
+            return Ok(self.read_reply(head, true, HEAD_BYTES_MAX).await?.reply);
+        }
+        let Framing::Length(mut left) = head.framing else {
+            let what = "the server does not say how long its reply is";
+            return Err(Broken::new("bad_reply", what));
+        };
+        while left > 0 {
+            if self.input.is_empty() {
+                let filled = timeout(PIECE_PATIENCE, self.fill()).await;
+                filled.map_err(|_| Broken::new("timeout", "the reply stands still"))??;
+            }
+            let here = self.input.filled();
+            let piece = here.len().min(left.try_into().unwrap_or(usize::MAX));
+            if each(&here[..piece]).is_break() {
+                return Err(Broken::new(
+                    "not_wanted",
+                    "the reply was not read to its end",
+                ));
+            }
+            self.input.start += piece;
+            left -= piece as u64;
+        }
+        Ok(HttpReply {
+            status: head.status,
+            headers: head.headers,
+            body: Bytes::new(),
+        })
+    }
+
     /// Fills the output; returns the bytes to write after it.
     fn render<'r>(&mut self, request: &'r Request) -> &'r [u8] {
         let output = &mut self.output;
@@ -259,6 +305,16 @@ impl Connection {
 
     async fn read(&mut self, has_body: bool, bytes_max: usize) -> Result<Exchanged, Broken> {
         let head = self.read_head().await?;
+        self.read_reply(head, has_body, bytes_max).await
+    }
+
+    /// Reads the reply after its head.
+    async fn read_reply(
+        &mut self,
+        head: Head,
+        has_body: bool,
+        bytes_max: usize,
+    ) -> Result<Exchanged, Broken> {
         let body = match head.framing {
             _ if !has_body => Bytes::new(),
             Framing::Empty => Bytes::new(),
@@ -396,6 +452,9 @@ impl Connection {
         }
     }
 }
+
+/// Longest wait for the next piece of a download.
+const PIECE_PATIENCE: Duration = Duration::from_secs(60);
 
 const USER_AGENT_VALUE: &str = concat!("fanwise/", env!("CARGO_PKG_VERSION"));
 

@@ -37,6 +37,7 @@ mod tests;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -212,6 +213,24 @@ impl Client {
         } else {
             Err(broken.unknown())
         }
+    }
+}
+
+impl Client {
+    /// Sends a request once, and passes the body of a 200 on in pieces, however long it is, until
+    /// `each` breaks it off. Any other reply is returned whole. The head of the reply must come
+    /// within `timeout`.
+    pub async fn download(
+        &self,
+        request: Request,
+        timeout: Duration,
+        each: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<HttpReply, SendError> {
+        let origin = Origin::of(&request.uri).map_err(Broken::not_sent)?;
+        let connection = self.shared.open(origin, Instant::now() + timeout).await;
+        let mut connection = connection.map_err(Broken::not_sent)?;
+        let reply = connection.download(&request, timeout, each).await;
+        reply.map_err(Broken::unknown)
     }
 }
 

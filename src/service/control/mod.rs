@@ -423,7 +423,7 @@ pub async fn directives(
 }
 
 /// All current directives.
-async fn board(store: &impl Directives) -> Result<Board, LedgerError> {
+pub async fn board(store: &impl Directives) -> Result<Board, LedgerError> {
     let directed = store.directives(0).await?.unwrap_or_default();
     Ok(Board::new(directed.all))
 }

@@ -210,3 +210,48 @@ proptest! {
         }
     }
 }
+
+/// A download passes on all bytes of a long reply, and a short one is an error.
+#[tokio::test]
+async fn a_download_is_whole_or_an_error() {
+    let whole: Vec<u8> = (0..1_000_003_u32).map(|it| it as u8).collect();
+    let reply = |length: usize, body: &[u8]| {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+        [head.as_bytes(), body].concat()
+    };
+    let client = Client::new(ClientSettings::defaults());
+    let download = async |reply: Vec<u8>, most: usize| {
+        let closing = Arc::new(reply);
+        let address = serve(move |_, mut stream| {
+            let reply = Arc::clone(&closing);
+            async move {
+                read_request(&mut stream).await;
+                let _ = stream.write_all(&reply).await;
+            }
+        });
+        let mut got = Vec::new();
+        let each = |piece: &[u8]| {
+            got.extend_from_slice(piece);
+            match got.len() > most {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        };
+        let request = post(address.await, "x");
+        let result = client.download(request, PATIENCE, each).await;
+        (result, got)
+    };
+    let (reply_of, got) = download(reply(whole.len(), &whole), usize::MAX).await;
+    assert_eq!((reply_of.unwrap().status, got == whole), (200, true));
+    let (cut, _) = download(reply(whole.len() + 1, &whole), usize::MAX).await;
+    assert_eq!(unknown(cut), "closed");
+    let (ended, _) = download(reply(whole.len(), &whole), 10_000).await;
+    assert_eq!(unknown(ended), "not_wanted");
+    let refused = b"HTTP/1.1 404 No\r\ncontent-length: 2\r\n\r\nno".to_vec();
+    let (refused, got) = download(refused, usize::MAX).await;
+    let refused = refused.unwrap();
+    assert_eq!(
+        (refused.status, &refused.body[..], got.len()),
+        (404, &b"no"[..], 0)
+    );
+}

@@ -1,0 +1,196 @@
+//! What a dry run tells, beyond that a job would be accepted: the message as its first recipients
+//! would get it, how many recipients could not get it, and what sending it would take.
+
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+
+use super::admission::{Admission, Refused, Rules, resolve};
+use super::api::{Estimate, Preview};
+use super::control::Facts;
+use crate::clock::now;
+use crate::domain::directive::{Board, Scope};
+use crate::domain::job::Job;
+use crate::domain::limits::{Cost, Rate};
+use crate::domain::personal::Personal;
+use crate::domain::slice::Head;
+use crate::ports::{Request, Target};
+
+/// Recipients for whom the message is shown.
+pub const PREVIEWS: usize = 5;
+
+/// Recipients for whom a personal message is rendered, so that the dry run of a long list takes
+/// seconds at most.
+const RENDERED_MAX: u64 = 100_000;
+
+/// A job as it would be sent.
+pub struct Rehearsal {
+    head: Arc<Head>,
+    personal: Option<Personal>,
+    /// The message as each of the first recipients would get it, or why not.
+    first: Vec<(String, Result<Arc<Head>, String>)>,
+    rendered: u64,
+    would_fail: u64,
+}
+
+impl Rehearsal {
+    /// `message` is a message of the job with its first recipients.
+    pub async fn of<A: Admission>(admission: &A, message: &[u8]) -> Result<Self, Refused> {
+        let rules = admission.rules();
+        let job = Job::parse(message, None, rules, now()).map_err(Refused::Problems)?;
+        let head = resolve(admission, &job.head, None).await?.head;
+        let mut rehearsal = Self {
+            personal: Personal::of(&head).map_err(Refused::Problems)?,
+            head,
+            first: Vec::new(),
+            rendered: 0,
+            would_fail: 0,
+        };
+        let target = rules.target(&job.head.target);
+        job.for_each_recipient(|member| {
+            if rehearsal.first.len() < PREVIEWS {
+                let rendered = rehearsal.render(target, member.vars);
+                rehearsal.first.push((member.id.into_owned(), rendered));
+            }
+        });
+        Ok(rehearsal)
+    }
+
+    fn render(
+        &self,
+        target: Option<&dyn Target>,
+        vars: Option<&RawValue>,
+    ) -> Result<Arc<Head>, String> {
+        let Some(personal) = &self.personal else {
+            return Ok(Arc::clone(&self.head));
+        };
+        let head = personal.render(vars).map_err(|it| it.to_string())?;
+        let problem = target.and_then(|target| target.check(&head).into_iter().next());
+        problem.map_or(Ok(head), |problem| Err(problem.to_string()))
+    }
+
+    /// Whether each recipient gets a message of its own, which [`Self::count`] then renders.
+    pub fn is_personal(&self) -> bool {
+        self.personal.is_some()
+    }
+
+    /// Renders a personal message for the recipients of one message of the job, up to a bound.
+    pub fn count(&mut self, rules: &impl Rules, message: &[u8]) -> Result<(), Refused> {
+        if !self.is_personal() || self.rendered == RENDERED_MAX {
+            return Ok(());
+        }
+        let job = Job::parse(message, None, rules, now()).map_err(Refused::Problems)?;
+        let target = rules.target(&job.head.target);
+        job.for_each_recipient(|member| {
+            if self.rendered < RENDERED_MAX {
+                self.rendered += 1;
+                self.would_fail += u64::from(self.render(target, member.vars).is_err());
+            }
+        });
+        Ok(())
+    }
+
+    pub fn previews(&self) -> Vec<Preview> {
+        let first = self.first.iter();
+        let previews = first.map(|(recipient, rendered)| Preview {
+            recipient: recipient.clone(),
+            message: rendered.as_ref().ok().map(|it| it.content.clone().into()),
+            problem: rendered.as_ref().err().cloned(),
+        });
+        previews.collect()
+    }
+
+    /// What it takes to send the job to this number of recipients, with the limits in force.
+    pub fn estimate(
+        &self,
+        rules: &impl Rules,
+        recipients: u64,
+        (facts, board): (&Facts, &Board),
+        now_ms: u64,
+    ) -> Option<Estimate> {
+        let target = rules.target(&self.head.target)?;
+        let (calls, bytes) = self.calls_and_bytes(target, recipients);
+        let slowest = self.slowest(calls, recipients, facts, board, now_ms);
+        let (seconds, limit) = slowest.unzip();
+        Some(Estimate {
+            rendered: self.rendered,
+            would_fail: self.would_fail,
+            calls,
+            bytes,
+            seconds,
+            limit,
+        })
+    }
+
+    fn calls_and_bytes(&self, target: &dyn Target, recipients: u64) -> (u64, u64) {
+        let bytes = |head: &Arc<Head>, to: &[&str]| size(&target.open(head).request(to));
+        if self.is_personal() {
+            let calls = recipients.saturating_sub(self.would_fail);
+            let first = self.first.iter();
+            let sizes = first.filter_map(|(to, head)| Some(bytes(head.as_ref().ok()?, &[to])));
+            let (sum, count) = sizes.fold((0, 0), |(sum, count), size| (sum + size, count + 1));
+            return (calls, calls * sum / count.max(1));
+        }
+        let per_call = target.recipients_per_call(&self.head).max(1);
+        let to: Vec<_> = self.first.iter().map(|(to, _)| to.as_str()).collect();
+        let to = &to[..to.len().min(per_call)];
+        let Some(one) = to.get(..1).map(|one| bytes(&self.head, one)) else {
+            return (0, 0);
+        };
+        let further = (to.len() as u64 - 1).max(1);
+        let per_recipient = bytes(&self.head, to).saturating_sub(one) / further;
+        let calls = recipients.div_ceil(per_call as u64);
+        let rest = recipients.saturating_sub(calls);
+        (calls, calls * one + rest * per_recipient)
+    }
+
+    /// The limit that takes longest, and the seconds that it takes at least.
+    fn slowest(
+        &self,
+        calls: u64,
+        recipients: u64,
+        facts: &Facts,
+        board: &Board,
+        now_ms: u64,
+    ) -> Option<(u64, String)> {
+        let Head { target, app, .. } = &*self.head;
+        let of_target = facts.targets.get(target).and_then(|it| it.limit);
+        let of_app = facts.apps.get(app).copied().flatten();
+        let limits = [
+            (
+                format!("target {target}"),
+                board.rate(Scope::Target, target, of_target, now_ms),
+                Cost::PerCall,
+            ),
+            (
+                format!("app {app}"),
+                board.rate(Scope::App, app, of_app, now_ms),
+                Cost::PerRecipient,
+            ),
+            ("the job".to_owned(), self.head.rate, Cost::PerRecipient),
+        ];
+        let times = limits.into_iter().filter_map(|(of, rate, cost)| {
+            let rate: Rate = rate?;
+            let units = match rate.cost.unwrap_or(cost) {
+                Cost::PerCall => calls,
+                Cost::PerRecipient => recipients,
+            };
+            let wait = units.saturating_sub(u64::from(rate.burst)) as f64 / rate.per_second();
+            Some((wait.ceil() as u64, format!("{} of {of}", rate.short())))
+        });
+        times.max_by_key(|(seconds, _)| *seconds)
+    }
+}
+
+/// Bytes of a request, nearly.
+fn size(request: &Request) -> u64 {
+    let headers = request.headers.iter();
+    let headers: usize = headers
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum();
+    let line = request
+        .uri
+        .path_and_query()
+        .map_or(1, |it| it.as_str().len());
+    (line + headers + request.body.len()) as u64
+}
