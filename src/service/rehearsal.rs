@@ -176,7 +176,9 @@ impl Rehearsal {
                 Cost::PerRecipient => recipients,
             };
             let wait = units.saturating_sub(u64::from(rate.burst)) as f64 / rate.per_second();
-            Some((wait.ceil() as u64, format!("{} of {of}", rate.short())))
+            // Rounded to milliseconds first: 3.0000001 s are 3 s.
+            let ms = (wait * 1000.0).round() as u64;
+            Some((ms.div_ceil(1000), format!("{} of {of}", rate.short())))
         });
         times.max_by_key(|(seconds, _)| *seconds)
     }
