@@ -48,7 +48,11 @@ pub fn check_copy(file: &Path) -> Result<u64, BackupError> {
             format => Err(StorageError::broken(format!("its format is {format}"))),
         }
     });
-    checked.map_err(|error| BackupError::NotWhole(Box::new(error)))
+    checked.map_err(|error| match error {
+        // The text of this error is about the data folder.
+        StorageError::Disk(error) => BackupError::NotWhole(Box::new(error)),
+        error => BackupError::NotWhole(Box::new(error)),
+    })
 }
 
 impl EmbeddedBroker {

@@ -288,7 +288,12 @@ impl Server {
         let (body, any) = (Bytes::new(), "*/*");
         let request = self.request(Method::GET, path, None, body, None, any)?;
         let reply = self.client.download(request, UPLOAD_PATIENCE, each).await;
-        let reply = reply.map_err(|error| self.unreached(&error))?;
+        let reply = reply.map_err(|error| match error {
+            SendError::NotSent { .. } => self.unreached(&error),
+            SendError::Unknown { what, .. } => {
+                Failure::message(Exit::Unavailable, format!("{}: {what}", self.base))
+            }
+        })?;
         match reply.status {
             200 => Ok(()),
             _ => Err(self.refused(&reply)),
