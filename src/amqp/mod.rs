@@ -46,7 +46,7 @@ pub use self::topology::{Exchange, Kind, Queue, Topology, Value, topology};
 
 use self::connection::Dial;
 use self::topology::Names;
-use crate::domain::lane::{Lane, LaneClass, Priority};
+use crate::domain::lane::{Lane, Priority};
 use crate::domain::waking::Waking;
 use crate::ports::{
     Backlog, Broker, BrokerError, EditSummary, RetainedEdit, RetainedMessage, RetainedQueue,
@@ -211,24 +211,17 @@ impl Broker for Rabbit {
             counts.map_or(0, |counts| u64::from(counts.ready))
         };
         let ready = |source: Source| ready_in(names.queue(&source));
-        let jobs = Priority::ALL
-            .iter()
-            .copied()
-            .map(Source::Jobs)
-            .map(ready)
-            .sum();
-        let targets = self.settings.targets.iter();
-        let lanes = targets.map(|target| {
-            let slices = |lane: &Lane| lane.class != LaneClass::Notices;
-            let lanes = Lane::all(target).filter(slices).map(Source::Lane);
-            (target.clone(), lanes.map(ready).sum())
-        });
-        Ok(Backlog {
-            jobs,
-            lanes: lanes.collect(),
+        let jobs = Priority::ALL.iter().copied().map(Source::Jobs);
+        let mut backlog = Backlog {
+            jobs: jobs.map(ready).sum(),
             dead: ready_in(names.dead_queue()),
             rejected: ready_in(names.rejected_queue()),
-        })
+            ..Backlog::default()
+        };
+        for lane in self.settings.targets.iter().flat_map(|it| Lane::all(it)) {
+            backlog.add(&lane, ready(Source::Lane(lane.clone())));
+        }
+        Ok(backlog)
     }
 
     async fn wake(&self, waking: &Waking) -> Result<u64, BrokerError> {

@@ -1,5 +1,5 @@
-//! `fanwise job list`, `show`, `watch`, `verify` and `recipient`; `pause`, `resume`, `cancel` and
-//! `rate`.
+//! `fanwise job list`, `show`, `watch`, `verify`, `repair` and `recipient`; `pause`, `resume`, `cancel`
+//! and `rate`.
 
 use clap::Subcommand;
 use serde_json::json;
@@ -11,6 +11,7 @@ use super::many::{self, JobsName};
 use super::output::grouped;
 use super::progress::Interrupt;
 use super::questions::{self, RecipientsArgs, UncertainArgs};
+use super::repair::{self, RepairArgs};
 use super::{output, progress, when};
 use crate::clock::now_ms;
 use crate::domain::accounts::Accounts;
@@ -99,6 +100,9 @@ pub(super) enum JobCommand {
     /// Compare the counters of a job with its ledger, recipient by recipient; exit 70 if they
     /// differ
     Verify(JobArgs),
+    /// Look for the slices of a job that does not move. Workers end the job if nothing is left of it:
+    /// its recipients without an outcome then count as uncertain
+    Repair(RepairArgs),
     /// Tell whether this user got the message, and if not, why
     Recipient {
         #[command(flatten)]
@@ -305,6 +309,7 @@ pub(super) async fn run(command: JobCommand, at: At) -> Result<Exit, Failure> {
             tell(&access, command, &words, expiry.expires_in).await
         }
         JobCommand::Verify(args) => verify(&access, &args).await,
+        JobCommand::Repair(args) => repair::run(&access, &args).await,
         JobCommand::Recipients(args) => questions::recipients(&access, &args).await,
         JobCommand::Uncertain(args) => questions::uncertain(&access, &args).await,
         JobCommand::Recipient { job, user } => recipient(&access, &job, &user).await,

@@ -20,6 +20,7 @@ mod output;
 mod progress;
 mod questions;
 mod recipients;
+mod repair;
 mod schema;
 mod send;
 mod target_test;

@@ -122,6 +122,8 @@ pub enum Action {
         #[schemars(with = "Option<String>")]
         expires_at_ms: Option<u64>,
     },
+    /// Workers look for what is left of the job, and end it if they find nothing. For jobs only.
+    Repair,
 }
 
 impl Action {
@@ -135,6 +137,7 @@ impl Action {
             Self::Priority { .. } => Kind::Priority,
             Self::Schedule { .. } => Kind::Schedule,
             Self::Deadline { .. } => Kind::Deadline,
+            Self::Repair => Kind::Repair,
         }
     }
 }
@@ -151,6 +154,7 @@ pub enum Kind {
     Priority,
     Schedule,
     Deadline,
+    Repair,
 }
 
 impl Kind {
@@ -158,13 +162,14 @@ impl Kind {
 
     /// The kinds without a meaning once their job is completed. A cancel stays: recipients added
     /// to the job later are not sent to either.
-    pub const OF_RUNNING: [Self; 6] = [
+    pub const OF_RUNNING: [Self; 7] = [
         Self::Pause,
         Self::Rate,
         Self::Park,
         Self::Priority,
         Self::Schedule,
         Self::Deadline,
+        Self::Repair,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -215,6 +220,7 @@ impl fmt::Display for Action {
             Self::Deadline {
                 expires_at_ms: None,
             } => f.write_str("deadline removed"),
+            Self::Repair => f.write_str("repair ordered"),
         }
     }
 }
@@ -341,6 +347,13 @@ impl Board {
             .find(|directive| directive.action.kind() == kind)
     }
 
+    /// The jobs that are to be repaired.
+    pub fn repairs(&self, now_ms: u64) -> impl Iterator<Item = &str> {
+        let jobs = self.directives[Scope::Job as usize].values().flatten();
+        jobs.filter(move |it| it.action == Action::Repair && it.in_force(now_ms))
+            .map(|it| it.subject.name.as_str())
+    }
+
     /// How the limit of a target climbs back, if it does.
     pub fn adapted(&self, target: &str, now_ms: u64) -> Option<Climb> {
         let directive = self.find(Scope::Target, target, Kind::Adapt, now_ms)?;
@@ -418,6 +431,8 @@ impl Board {
                     Action::Deadline { expires_at_ms } => {
                         control.expires_at_ms = Some(*expires_at_ms);
                     }
+                    // It asks for a look at the slice, and changes nothing of it.
+                    Action::Repair => {}
                 }
             }
         }

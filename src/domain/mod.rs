@@ -66,6 +66,8 @@ pub mod placeholders;
 pub mod printable;
 /// New jobs made from dead letters.
 pub mod redrive;
+/// Whether anything of a silent job is left to deliver.
+pub mod repair;
 /// How often and when recipients are retried, by target and app.
 pub mod retry;
 /// Retry delays and the ladder of waiting queues.

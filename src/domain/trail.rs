@@ -26,6 +26,8 @@ pub enum Via {
     Http,
     /// The console in the browser.
     Console,
+    /// A worker, by itself.
+    Worker,
 }
 
 impl Via {
@@ -34,6 +36,7 @@ impl Via {
             Self::Cli => "cli",
             Self::Http => "http",
             Self::Console => "console",
+            Self::Worker => "worker",
         }
     }
 }

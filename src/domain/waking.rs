@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use serde::Deserialize;
 
 use super::directive::{Action, Board, Directive, Kind, Scope, Subject};
+use super::ids::JobId;
 
 /// Jobs, apps and targets whose waiting slices are to be looked at now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +34,15 @@ struct Owners<'a> {
 }
 
 impl Waking {
+    /// The slices of these jobs.
+    pub fn of_jobs(jobs: impl IntoIterator<Item = JobId>) -> Self {
+        let mut waking = Self::default();
+        for job in jobs {
+            waking.add(&Subject::new(Scope::Job, job.to_string()));
+        }
+        waking
+    }
+
     /// What must be looked at after the directives changed: slices that may end, start, or go on.
     pub fn between(before: &Board, after: &Board, now_ms: u64) -> Self {
         let is_new = |it: &&Directive| !same(before, it, now_ms);
@@ -137,6 +147,14 @@ mod tests {
             assert!(!waking.takes(&slice("j2", "shop", "im")), "{after:?}");
             assert!(Waking::between(&after, &after, NOW).is_empty(), "{after:?}");
         }
+    }
+
+    #[test]
+    fn the_slices_of_a_job_are_those_of_no_other() {
+        let (one, other) = (JobId::of("shop", "one"), JobId::of("shop", "other"));
+        let waking = Waking::of_jobs([one]);
+        assert!(waking.takes(&slice(&one.to_string(), "shop", "im")));
+        assert!(!waking.takes(&slice(&other.to_string(), "shop", "im")));
     }
 
     #[test]

@@ -15,7 +15,6 @@ use super::deliveries::Handed;
 use super::disk::StorageError;
 use super::tables::{self, Message, With};
 use super::writer::WriteContext;
-use crate::domain::lane::LaneClass;
 use crate::domain::schedule::rung;
 use crate::domain::trace::traceparent;
 use crate::domain::waking::Waking;
@@ -83,12 +82,10 @@ impl Broker for EmbeddedBroker {
                 backlog.rejected = depth.ready;
             } else if depth.queue.starts_with("jobs.") {
                 backlog.jobs += depth.ready;
-            } else if let Some(lane) = depth.queue.strip_prefix("send.") {
-                let (target, class) = lane.split_once('.').unwrap_or((lane, ""));
-                let here = backlog.lanes.entry(target.to_owned()).or_default();
-                if class != LaneClass::Notices.to_string() {
-                    *here += depth.ready;
-                }
+            } else if let Some(lane) = depth.queue.strip_prefix("send.")
+                && let Ok(lane) = lane.parse()
+            {
+                backlog.add(&lane, depth.ready);
             }
         }
         Ok(backlog)

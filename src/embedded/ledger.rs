@@ -398,6 +398,11 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
     if let Some((_, state @ (ACCEPTED | EXPANDED))) = known {
         let recorded = submissions.get(cut)?.map(|row| row.value().0);
         let slice_recipients = recorded.and_then(|it| u32::try_from(it).ok());
+        if !row.rebuilt && std::mem::take(&mut row.lost) > 0 {
+            // The job was ended because nothing was left to deliver. Now there is something again,
+            // and recipients without an outcome are pending as before.
+            row.completed_at_ms = None;
+        }
         let progress = progress(&row)?;
         keep_row(work, &job, &row)?;
         let settled = progress.accounts.pending() == 0 && state == EXPANDED;

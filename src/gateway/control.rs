@@ -1,6 +1,6 @@
 //! Routes that control jobs, apps and targets: `POST /v1/jobs/{id}:pause`, `:resume`, `:cancel`,
-//! `:rate`, `:priority`, `:schedule`, `:deadline`; `POST /v1/jobs:cancel` and others for all jobs of
-//! an app, a target or a tag; verbs for apps and targets; and live limits.
+//! `:rate`, `:priority`, `:schedule`, `:deadline`, `:repair`; `POST /v1/jobs:cancel` and others for
+//! all jobs of an app, a target or a tag; verbs for apps and targets; and live limits.
 //!
 //! The body of a command may be empty, or
 //! `{"reason": …, "author": …, "expires_in": "30m", "rate": …}`.
@@ -64,7 +64,7 @@ impl From<ControlError> for Refusal {
 }
 
 const JOB_VERBS: &[&str] = &[
-    "pause", "resume", "cancel", "rate", "priority", "schedule", "deadline",
+    "pause", "resume", "cancel", "rate", "priority", "schedule", "deadline", "repair",
 ];
 
 async fn job<B: Broker, S: Store, T: Transport>(
@@ -93,6 +93,7 @@ async fn job<B: Broker, S: Store, T: Transport>(
             "priority" => Command::Priority(id, order.priority()?),
             "schedule" => Command::Schedule(id, order.not_before()?),
             "deadline" => Command::Deadline(id, order.expires_at()?),
+            "repair" => Command::Repair(id),
             _ => Command::Rate(subject, order.rate()?),
         })
     })

@@ -1,6 +1,6 @@
 //! The port to a broker: sessions, consumers and publishers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Backup;
-use crate::domain::lane::{Lane, Priority};
+use crate::domain::lane::{Lane, LaneClass, Priority};
 use crate::domain::waking::Waking;
 
 /// Stores jobs, slices, dead letters and events durably and hands them out.
@@ -79,8 +79,25 @@ pub struct Backlog {
     pub jobs: u64,
     /// By target, for each configured target.
     pub lanes: BTreeMap<String, u64>,
+    /// The lanes in which slices wait, by target.
+    pub busy: BTreeMap<String, BTreeSet<LaneClass>>,
     pub dead: u64,
     pub rejected: u64,
+}
+
+impl Backlog {
+    /// Counts the messages of a lane that can be handed out. Notices are no slices.
+    pub fn add(&mut self, lane: &Lane, ready: u64) {
+        let here = self.lanes.entry(lane.target.clone()).or_default();
+        if lane.class == LaneClass::Notices {
+            return;
+        }
+        *here += ready;
+        if ready > 0 {
+            let busy = self.busy.entry(lane.target.clone()).or_default();
+            busy.insert(lane.class);
+        }
+    }
 }
 
 /// Messages that the broker itself moved to the rejected messages: they expired, or every consumer

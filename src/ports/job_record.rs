@@ -133,7 +133,11 @@ impl JobRecord {
 
     /// The differences between the counters and the ledger, in words.
     pub fn differences(&self, audit: &Audit) -> Vec<String> {
-        // The ledger does not know which recipients lost their outcomes.
+        // The ledger does not know which recipients lost their outcomes. Some of them may be claimed.
+        let audit = Audit {
+            claimed: audit.claimed.saturating_sub(self.lost),
+            ..*audit
+        };
         audit.differences(&Accounts {
             uncertain: self.accounts.uncertain.saturating_sub(self.lost),
             ..self.accounts
@@ -156,13 +160,24 @@ impl JobRecord {
             ));
         }
         if self.lost > 0 {
+            let advice = match self.lost_are_unsent() {
+                true => "; submit the job again to send to them",
+                false => "",
+            };
             unknown.push(format!(
-                "{} recipients count as uncertain because the ledger lost their outcomes and nothing \
-                 is left to deliver; it does not know their names",
+                "{} recipients count as uncertain because the ledger has no outcome of them and nothing \
+                 is left to deliver; it does not know their names{advice}",
                 self.lost
             ));
         }
         unknown
+    }
+
+    /// Whether recipients are [lost](Self::lost) and have certainly no message, unless they are in
+    /// doubt: the ledger has all outcomes that were ever recorded. If the job is submitted again, they
+    /// are sent to.
+    pub fn lost_are_unsent(&self) -> bool {
+        self.lost > 0 && !self.rebuilt && self.went_back_at_ms.is_none()
     }
 
     /// The last time that the job was accepted, made progress or was reported as waiting.

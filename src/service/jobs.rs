@@ -156,7 +156,7 @@ pub async fn recipient<S: Store, B: RetainedQueues>(
     let fingerprint = Fingerprinter::new(fingerprint_secret, record.job).fingerprint(user);
     let found = store.peek(record, &[fingerprint]).await?;
     let found = found.first().copied().unwrap_or(ClaimState::Granted);
-    let (state, mut explanation) = told(found, record.state);
+    let (state, mut explanation) = told(found, record);
     let mut dead_letter = None;
     if matches!(state, RecipientState::Failed | RecipientState::Uncertain) {
         match last_letter(broker, record, user).await {
@@ -219,7 +219,7 @@ pub async fn lookup<S: Store>(
     let mut reasons = store.reasons(record.job, &asked).await?.into_iter();
     let rows = users.zip(states).map(|(user, found)| {
         let reason = ended(&found).then(|| reasons.next().flatten()).flatten();
-        let (state, explanation) = told(found, record.state);
+        let (state, explanation) = told(found, record);
         RecipientRow {
             recipient: user.clone(),
             state,
@@ -233,11 +233,26 @@ pub async fn lookup<S: Store>(
     Ok(rows.collect())
 }
 
-fn told(found: ClaimState, job: JobState) -> (RecipientState, String) {
+fn told(found: ClaimState, job: &JobRecord) -> (RecipientState, String) {
+    let is_over = job.state == JobState::Completed;
     let (state, words) = match found {
-        ClaimState::Granted if job == JobState::Completed => {
+        ClaimState::Granted if is_over && job.lost_are_unsent() => (
+            RecipientState::Unseen,
+            "has no outcome: it was not on the list of this job, or is one of those whose outcome was \
+             lost; submit the job again to send to these",
+        ),
+        ClaimState::Granted if is_over && job.lost > 0 => (
+            RecipientState::Unseen,
+            "has no outcome: it was not on the list of this job, or is one of those whose outcome was \
+             lost, and perhaps has the message",
+        ),
+        ClaimState::Granted if is_over => {
             (RecipientState::Unseen, "was not on the list of this job")
         }
+        ClaimState::InDoubt | ClaimState::TakenOver if is_over => (
+            RecipientState::InDoubt,
+            "a call for it may have been made, and nothing is left to deliver: perhaps sent",
+        ),
         ClaimState::Granted => (
             RecipientState::Unseen,
             "has no outcome and no claim: it waits for its turn or its next attempt, or is not on \

@@ -18,7 +18,7 @@ use super::connection::{Script, broken};
 use super::ledger::{ScriptReply, concluding, growing};
 use crate::clock::now_ms;
 use crate::domain::ids::JobId;
-use crate::ports::{JobProgress, JobRecord, JobState, LedgerError, Upkeep};
+use crate::ports::{JobProgress, JobRecord, JobState, Ledger as _, LedgerError, Upkeep};
 
 static WAITS: LazyLock<Script> = concluding!("scripts/waits.lua");
 static ABANDON: LazyLock<Script> = growing!("scripts/abandon.lua");
@@ -87,8 +87,11 @@ impl Upkeep for Store {
         job: JobId,
         quiet: Duration,
     ) -> Result<Option<JobProgress>, LedgerError> {
-        let mut call = self.job_call(&ABANDON, job, 1, 16);
-        call.push(quiet.as_millis() as u64);
+        let record = self.job(job).await?;
+        let went_back = record.is_some_and(|it| it.went_back_at_ms.is_some());
+        let mut call = self.job_call(&ABANDON, job, 2, 16);
+        call.push(quiet.as_millis() as u64)
+            .push(u8::from(went_back));
         let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
         match reply.is_empty() {
             true => Ok(None),

@@ -65,6 +65,8 @@ mod promises;
 mod receivers;
 /// The generated pages of `docs/reference`.
 mod reference;
+/// Jobs whose slices were lost.
+mod repair;
 /// The promises while RabbitMQ or Redis die, on servers of the test's own.
 mod restart;
 /// Retry policies of targets and apps, and the retry budget of a job.

@@ -149,6 +149,18 @@ pub(super) struct DeadlineRequest {
     author: Option<String>,
 }
 
+/// Has workers look for what is left of one job.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: commands are read field by field"
+)]
+pub(super) struct RepairRequest {
+    reason: Option<String>,
+    author: Option<String>,
+}
+
 /// Selects jobs that are not completed; at least one of `app`, `target` and `tag` is needed.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
@@ -536,6 +548,9 @@ fn steering() -> Vec<Operation> {
             .summary("Set the time from which no recipient of a job is sent to")
             .takes(json(of::<DeadlineRequest>))
             .example(r#"{"expires_at":"2026-12-25T00:00:00+08:00"}"#),
+        told("/v1/jobs/{id}:repair", "repairJob", ("id", JOB_ID))
+            .summary("Look for what is left of a job, and end it if nothing is")
+            .takes(json(of::<RepairRequest>)),
         many("/v1/jobs:cancel", "cancelJobs")
             .summary("Cancel all jobs of an app, a target or a tag"),
         many("/v1/jobs:pause", "pauseJobs").summary("Pause all jobs of an app, a target or a tag"),

@@ -11,6 +11,7 @@ use crate::clock::rfc3339;
 use crate::domain::directive::{Action, Board, Directive, Kind, Scope};
 use crate::domain::ids::JobId;
 use crate::domain::limits::{Cost, Rate};
+use crate::domain::schedule::RUNGS;
 use crate::domain::window::Window;
 use crate::error::chain;
 use crate::ports::{Beat, JobRecord, JobState, LedgerError, Limit, Park, Store};
@@ -194,6 +195,10 @@ const SLOW_CALL_MS: u64 = 1000;
 
 /// A job without an outcome for this long is reported as standing still.
 const PATIENCE_MS: u64 = 3000;
+
+/// A job of which nothing was seen for this long may have lost its slices: the longest rung of the
+/// retry ladder.
+const LOST_MS: u64 = RUNGS[RUNGS.len() - 1].as_millis() as u64;
 
 struct Situation<'a> {
     board: &'a Board,
@@ -397,6 +402,9 @@ impl<'a> Situation<'a> {
             }
             let since = record.progress_at_ms.unwrap_or(record.accepted_at_ms);
             let silent = self.now_ms.saturating_sub(since);
+            if let Some(gone) = self.gone(&work) {
+                return Some(gone);
+            }
             let what = format!("no outcome for {} s: {}", silent / 1000, work.why_none());
             let cause = match work.waiting > 0 && work.has_others() {
                 true => Cause::OtherJobs,
@@ -416,6 +424,29 @@ impl<'a> Situation<'a> {
         let what = "only the time of the target's answers limits it: more calls in flight or more \
                     workers may help";
         Some(hindrance(Cause::Target, what.to_owned(), None))
+    }
+
+    /// Nothing was seen of the job for longer than any wait takes until its next look, or an operator
+    /// has workers look for it.
+    fn gone(&self, work: &Work<'_>) -> Option<Hindrance> {
+        if work.places + work.waiting > 0 {
+            return None;
+        }
+        if let Some(repair) = self.find(Scope::Job, self.job, Kind::Repair) {
+            let what = format!(
+                "{repair}; workers look for what is left of it and end it if they find nothing"
+            );
+            return Some(hindrance(Cause::Waiting, what, repair.until_ms));
+        }
+        let silent = self.now_ms.saturating_sub(self.record.heard_at_ms());
+        (silent > LOST_MS).then(|| {
+            let what = format!(
+                "no sign of its slices for {} min: they may be lost. `fanwise job repair` looks for \
+                 them now; without it workers look after ledger.abandoned_after",
+                silent / 60_000
+            );
+            hindrance(Cause::Waiting, what, None)
+        })
     }
 
     /// No process that could work on the job.

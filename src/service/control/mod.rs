@@ -74,6 +74,8 @@ pub enum Command {
     Schedule(JobId, u64),
     /// Sets another time at which a job expires, or none.
     Deadline(JobId, Option<u64>),
+    /// Looks for what is left of a job, and ends it if nothing is.
+    Repair(JobId),
     Park(String),
     Unpark(String),
 }
@@ -98,7 +100,8 @@ impl Command {
             Self::Cancel(job)
             | Self::Priority(job, _)
             | Self::Schedule(job, _)
-            | Self::Deadline(job, _) => Subject::new(Scope::Job, job.to_string()),
+            | Self::Deadline(job, _)
+            | Self::Repair(job) => Subject::new(Scope::Job, job.to_string()),
             Self::Park(target) | Self::Unpark(target) => Subject::new(Scope::Target, target),
         }
     }
@@ -113,6 +116,7 @@ impl Command {
             Self::Priority(..) => "priority",
             Self::Schedule(..) => "schedule",
             Self::Deadline(..) => "deadline",
+            Self::Repair(_) => "repair",
             Self::Park(_) => "park",
             Self::Unpark(_) => "unpark",
         }
@@ -130,6 +134,7 @@ impl Command {
             Self::Pause(_)
             | Self::Resume(_)
             | Self::Cancel(_)
+            | Self::Repair(_)
             | Self::Park(_)
             | Self::Unpark(_) => None,
         }
@@ -206,6 +211,9 @@ pub enum ControlError {
     Ledger(#[from] LedgerError),
 }
 
+/// How long workers look for what is left of a job.
+const REPAIR_LASTS: Duration = Duration::from_secs(3600);
+
 /// How long a target is parked if the command does not say.
 const PARK_DEFAULT: Duration = Duration::from_secs(600);
 
@@ -239,6 +247,11 @@ pub async fn carry_out<S: Store>(
         Command::Cancel(_) => {
             // Without an end: a worker lifts it when the ledger has forgotten the job.
             store.direct(&directive(Action::Cancel, None)).await?;
+            true
+        }
+        Command::Repair(_) => {
+            let until_ms = Some(after(REPAIR_LASTS));
+            store.direct(&directive(Action::Repair, until_ms)).await?;
             true
         }
         Command::Rate(_, Some(rate)) => {
@@ -354,10 +367,17 @@ async fn check<S: Store>(
             let record =
                 record.ok_or_else(|| ControlError::Unknown(job::unknown(&id.to_string())))?;
             if record.state == JobState::Completed {
-                return Err(ControlError::TooLate(format!("job {id} is completed")));
+                let advice = match record.lost_are_unsent() {
+                    true => "; submit it again to send to the recipients that have no outcome",
+                    false => "",
+                };
+                return Err(ControlError::TooLate(format!(
+                    "job {id} is completed{advice}"
+                )));
             }
             let cancelled = board.find(Scope::Job, &name, Kind::Cancel, now_ms);
-            match cancelled.filter(|_| !matches!(command, Command::Cancel(_))) {
+            let may_follow = matches!(command, Command::Cancel(_) | Command::Repair(_));
+            match cancelled.filter(|_| !may_follow) {
                 Some(cancelled) => Err(ControlError::TooLate(format!("job {id} was {cancelled}"))),
                 None => {
                     check_times(command, &record, now_ms).map_err(ControlError::Wrong)?;

@@ -2,7 +2,8 @@
 -- whose outcome the ledger does not know count as uncertain, in `lost`: it has no names for them.
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners
--- ARGV     1 how long there must have been no activity, in ms
+-- ARGV     1 how long there must have been no activity, in ms  2 1 if the ledger went back to older
+--          data while the job ran
 -- Returns  the progress, or an empty array if the job is completed, not known, or not that quiet
 -- Atomic   because a worker may start to work on it.
 
@@ -29,6 +30,10 @@ local stands = standing()
 local pending = stands[1] - settled_of(stands)
 if pending > 0 then
   call('HINCRBY', HEADER, 'lost', pending)
+end
+if ARGV[2] == '1' then
+  -- Some of them may have been sent to.
+  call('HSET', HEADER, 'unsure', 1)
 end
 -- No worker is expanding its submissions either: those that were published are gone, and the others
 -- will not be published.

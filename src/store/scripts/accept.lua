@@ -94,6 +94,14 @@ end
 
 local submission = call('HGET', SUBMISSIONS, ARGV[5])
 if submission and sub(submission, 1, 1) ~= '?' then
+  -- The job was ended because nothing was left to deliver. Now there is something again, and
+  -- recipients without an outcome are pending as before; but not if the ledger lost outcomes, because
+  -- recipients that have the message may be among them.
+  local doubts = call('HMGET', HEADER, 'rebuilt', 'unsure')
+  if not doubts[1] and not doubts[2] and call('HDEL', HEADER, 'lost') == 1 then
+    call('HDEL', HEADER, 'completed_at_ms')
+    hold()
+  end
   local now = standing()
   if settled_of(now) >= now[1] and sub(submission, -1) == '1' then
     return { 'settled' }

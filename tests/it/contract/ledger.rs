@@ -54,6 +54,7 @@ on_all! { EmbeddedBench, RedisBench, ClusterBench:
     an_entered_job_that_is_refused_is_forgotten,
     a_quiet_job_is_ended_and_says_what_is_not_known,
     what_comes_late_takes_the_place_of_a_lost_outcome,
+    a_job_that_was_ended_goes_on_when_it_is_submitted_again,
     a_job_that_waits_or_is_worked_on_is_not_ended,
     a_quiet_job_is_shown_again,
     every_open_job_is_shown_once,
@@ -356,6 +357,40 @@ async fn what_comes_late_takes_the_place_of_a_lost_outcome(bench: &impl StoreBen
     );
     assert_eq!(progress.accounts.settled(), 10);
     assert_eq!(record(store, &job).await.lost, 2);
+}
+
+async fn a_job_that_was_ended_goes_on_when_it_is_submitted_again(bench: &impl StoreBench) {
+    let store = bench.store();
+    let job = half_done(store).await;
+    // One of the lost recipients was claimed by a worker that died.
+    let (id, claimed) = (SliceId::new("s", 1), job.fingerprints(5..6));
+    let short = Duration::from_millis(1);
+    claim(store, job.slice(&id, 5), BOB, short, &claimed).await;
+    until_quiet(store, &job).await;
+    store.abandon(job.id(), QUIET).await.unwrap().unwrap();
+    let found = record(store, &job).await;
+    let audit = store.audit(&found).await.unwrap();
+    assert_eq!((found.lost, audit.claimed), (5, 1));
+    assert_eq!(found.differences(&audit), [""; 0]);
+    assert!(found.lost_are_unsent());
+    assert!(store.complete(job.id()).await.unwrap());
+
+    let again = store.accept(&job.submission("s", 10)).await.unwrap();
+    assert!(matches!(again, Accepted::Again { .. }), "{again:?}");
+    let found = record(store, &job).await;
+    assert_eq!((found.state, found.pending), (JobState::Running, 5));
+    assert_eq!((found.lost, found.accounts.sent), (0, 5));
+    let done = each(claim(store, job.slice(&id, 5), ANN, LEASE, &job.fingerprints(5..10)).await);
+    assert_eq!(done[0], ClaimState::TakenOver);
+    assert_eq!(done[1..], vec![ClaimState::Granted; 4]);
+    let sent = all(&job.fingerprints(5..10), Outcome::Sent);
+    let progress = settle(store, job.slice(&id, 5), ANN, &sent, true).await;
+    assert_eq!(progress.accounts.sent, 10);
+    let finished = store.mark_expanded(job.id(), "s").await.unwrap();
+    assert!(finished.finished && !finished.completed);
+    assert!(store.complete(job.id()).await.unwrap());
+    let settled = store.accept(&job.submission("s", 10)).await.unwrap();
+    assert_eq!(settled, Accepted::Settled);
 }
 
 async fn a_job_that_waits_or_is_worked_on_is_not_ended(bench: &impl StoreBench) {

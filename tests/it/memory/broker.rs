@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanwise::clock::now_ms;
-use fanwise::domain::lane::{Lane, LaneClass, Priority};
+use fanwise::domain::lane::{Lane, Priority};
 use fanwise::domain::schedule::rung;
 use fanwise::domain::waking::Waking;
 use fanwise::ports::{
@@ -272,14 +272,9 @@ impl Broker for MemoryBroker {
             };
             for (name, queue) in &state.queues {
                 let ready = queue.ready.len() as u64;
-                match name.strip_prefix("send.").and_then(|it| it.split_once('.')) {
+                match name.strip_prefix("send.") {
                     None => backlog.jobs += ready,
-                    Some((target, class)) => {
-                        let here = backlog.lanes.entry(target.to_owned()).or_default();
-                        if class != LaneClass::Notices.to_string() {
-                            *here += ready;
-                        }
-                    }
+                    Some(lane) => backlog.add(&lane.parse().expect("a lane"), ready),
                 }
             }
             backlog

@@ -303,6 +303,12 @@ impl State {
         let (shape, template) = (record.shape, record.template);
         job.parts = job.parts.max(submission.parts);
         let known = job.submissions.get(&submission.submission).copied();
+        let is_known = matches!(known, Some((_, Heard::Expanded | Heard::Accepted)));
+        let record = job.record_mut();
+        if is_known && !record.rebuilt && std::mem::take(&mut record.lost) > 0 {
+            // Lost recipients are pending as before.
+            record.completed_at_ms = None;
+        }
         let seen = match known {
             Some((_, Heard::Expanded)) if job.accounts().pending() == 0 => {
                 return Accepted::Settled;
