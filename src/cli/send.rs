@@ -259,7 +259,7 @@ async fn extended(access: &Access, before: &JobRecord) -> Result<(), Failure> {
         && access
             .job(before.job)
             .await?
-            .is_some_and(|now| now.submissions == before.submissions)
+            .is_some_and(|now| (now.submissions, now.reopened) == (before.submissions, before.reopened))
     {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

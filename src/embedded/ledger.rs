@@ -402,6 +402,7 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
             // The job was ended because nothing was left to deliver. Now there is something again,
             // and recipients without an outcome are pending as before.
             row.completed_at_ms = None;
+            row.reopened += 1;
         }
         let progress = progress(&row)?;
         keep_row(work, &job, &row)?;
@@ -561,6 +562,7 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError>
         rebuilt: row.rebuilt,
         went_back_at_ms: None,
         lost: row.lost,
+        reopened: row.reopened,
         waited_at_ms: row.waited_at_ms,
         // An entered job is one submission.
         submissions: if row.entered { 1 } else { row.submissions },

@@ -545,6 +545,13 @@ pub(super) struct JobRow {
     /// Recipients that count as uncertain because their outcome is not known.
     #[serde(default)]
     pub(super) lost: u64,
+    /// How often it was ended with lost recipients and then submitted again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) reopened: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Values that replace those with which a job was accepted.

@@ -60,6 +60,9 @@ pub struct JobRecord {
     /// them. They count as uncertain.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub lost: u64,
+    /// How often it was ended with lost recipients and then submitted again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reopened: u64,
     pub submissions: u64,
     pub shape: Shape,
     /// Features that the target does not support and that the job goes on without.

@@ -827,6 +827,7 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
         rebuilt: row.contains_key("rebuilt"),
         went_back_at_ms: None,
         lost,
+        reopened: number("reopened"),
         waited_at_ms: time("alive_at_ms"),
         // An entered job is one submission.
         submissions: if registered { number("submissions") } else { 1 },

@@ -45,7 +45,11 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
         if url.is_none() && queue.is_none() {
             return Ok(());
         }
-        let id = format!("{}.{}", job.id, record.submissions);
+        // Another end of the job is another notice.
+        let id = match record.reopened {
+            0 => format!("{}.{}", job.id, record.submissions),
+            times => format!("{}.{}.{times}", job.id, record.submissions),
+        };
         let event = JobEvent {
             id: Some(id.clone()),
             ..event(EventKind::Completed, job, record.accounts)

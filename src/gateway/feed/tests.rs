@@ -26,6 +26,7 @@ fn record(key: &str, sent: u64, completed: bool) -> JobRecord {
         rebuilt: false,
         went_back_at_ms: None,
         lost: 0,
+        reopened: 0,
         submissions: 1,
         shape: Shape { buckets: 1 },
         warnings: Vec::new(),

@@ -603,6 +603,7 @@ mod tests {
             rebuilt: false,
             went_back_at_ms: None,
             lost: 0,
+            reopened: 0,
             waited_at_ms: None,
             submissions: 1,
             warnings: Vec::new(),

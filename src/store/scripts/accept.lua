@@ -100,6 +100,7 @@ if submission and sub(submission, 1, 1) ~= '?' then
   local doubts = call('HMGET', HEADER, 'rebuilt', 'unsure')
   if not doubts[1] and not doubts[2] and call('HDEL', HEADER, 'lost') == 1 then
     call('HDEL', HEADER, 'completed_at_ms')
+    call('HINCRBY', HEADER, 'reopened', 1)
     hold()
   end
   local now = standing()

@@ -200,6 +200,7 @@ fn record(job: JobId, app: &str, client_msg_no: &str, target: &str, at_ms: u64) 
         rebuilt: false,
         went_back_at_ms: None,
         lost: 0,
+        reopened: 0,
         submissions: 0,
         shape: Shape { buckets: 0 },
         warnings: Vec::new(),
@@ -308,6 +309,7 @@ impl State {
         if is_known && !record.rebuilt && std::mem::take(&mut record.lost) > 0 {
             // Lost recipients are pending as before.
             record.completed_at_ms = None;
+            record.reopened += 1;
         }
         let seen = match known {
             Some((_, Heard::Expanded)) if job.accounts().pending() == 0 => {
