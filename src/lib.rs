@@ -82,6 +82,14 @@
 //! Recipients whose outcome the ledger no longer knows end as uncertain when nothing is left to
 //! deliver to them.
 //!
+//! *Losing slices.* Every slice that a worker looks at shows a sign of life in the ledger. Workers look
+//! for what is left of a job without any sign, and end it if nothing can be left
+//! ([`domain::repair`], `worker::sweep`).
+//!
+//! *A second target* gets the recipients that the first one fails. A slice keeps them apart until
+//! nobody else is left, and then moves to the other target as a whole, so a slice is one message at
+//! any time ([`domain::fallback`]).
+//!
 //! *Fair shares.* A worker knows from the head of a slice whose it is, measures how long the slices
 //! of each class, app and job hold its places, and gives a free place to those that have had least
 //! ([`domain::fairness`], `worker::scheduler`). The ledger assigns each job to one of eight

@@ -142,6 +142,7 @@ mod tests {
             assert!(
                 source.contains(&format!("\"{field}\""))
                     || source.contains(&format!("\"part.{field}\""))
+                    || source.contains(&format!("\"fallback.{field}\""))
                     || source.contains(&format!("pub {field}: u32")),
                 "{field} is not read"
             );

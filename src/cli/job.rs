@@ -436,6 +436,10 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
     if let Some(rate) = &job.rate {
         output::line(format!("own limit      {rate}"))?;
     }
+    if let Some(fallback) = &job.fallback {
+        let reached = grouped(job.sent_by_fallback);
+        output::line(format!("second target  {fallback}, reached {reached}"))?;
+    }
     for unknown in job.unknown() {
         output::line(format!("not known      {unknown}"))?;
     }

@@ -7,7 +7,7 @@ use super::access::Access;
 use super::control::{Words, tell};
 use super::job::{JobName, unknown};
 use super::output::{self, grouped};
-use crate::clock::rfc3339;
+use super::when;
 use crate::exit::{Exit, Failure};
 use crate::ports::JobState;
 use crate::service::control::Command;
@@ -51,7 +51,7 @@ pub(super) async fn run(access: &Access, args: &RepairArgs) -> Result<Exit, Fail
         grouped(claimed)
     ))?;
     if let Some(at) = job.progress_at_ms {
-        output::line(format!("last progress  {}", rfc3339(at)))?;
+        output::line(format!("last progress  {}", when::both(at)))?;
     }
     for hindrance in &detail.hindrances {
         output::line(format!("hindered by    {}", hindrance.what))?;

@@ -98,6 +98,13 @@ pub(super) struct SendArgs {
     /// Target to send to [default: the app's]
     #[arg(short, long)]
     target: Option<String>,
+    /// Second target, for recipients that the first one fails
+    #[arg(long, value_name = "TARGET")]
+    fallback: Option<String>,
+    /// Which failed recipients the second target gets: refused for good (permanent), or without
+    /// further attempts (transient); may be repeated [default: permanent]
+    #[arg(long, value_name = "CLASS", requires = "fallback", value_parser = ["permanent", "transient"])]
+    fallback_on: Vec<String>,
     /// Sender of the message [default: the target's default sender]
     #[arg(long)]
     sender: Option<String>,
@@ -256,10 +263,9 @@ async fn wait(
 async fn extended(access: &Access, before: &JobRecord) -> Result<(), Failure> {
     let deadline = Instant::now() + EXTENSION_PATIENCE;
     while Instant::now() < deadline
-        && access
-            .job(before.job)
-            .await?
-            .is_some_and(|now| (now.submissions, now.reopened) == (before.submissions, before.reopened))
+        && access.job(before.job).await?.is_some_and(|now| {
+            (now.submissions, now.reopened) == (before.submissions, before.reopened)
+        })
     {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

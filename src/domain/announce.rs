@@ -81,9 +81,20 @@ pub struct JobEvent {
     pub at: String,
     pub accounts: Accounts,
     pub pending: u64,
+    /// Of a job with a second target, once it is completed: how many of those that count as `sent`
+    /// that target reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Reached>,
     /// Only in a notice to `callback_url` or `reply_to`: repeats of it have the same id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+}
+
+/// The recipients that the second target of a job reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Reached {
+    pub target: String,
+    pub sent: u64,
 }
 
 /// The routing key of an event is `<app>.<kind>`.

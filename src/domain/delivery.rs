@@ -12,9 +12,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
 
+use super::fallback::{FallsOn, ForFallback};
 use super::ids::Owner;
 use super::outcome::{Class, Next, OnUncertain, Outcome, TargetAnswer, Verdict};
-use super::slice::{Doubt, Ended, Slice, Unrecorded};
+use super::slice::{Ended, Remark, SLICE_VERSION_FALLBACK, Slice, Unrecorded};
 
 /// The ledger's answer to the claim of a recipient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,8 @@ enum Place {
     Left,
     /// It must be dead-lettered, then settled.
     Dead,
+    /// It was refused, and waits for the second target.
+    Refused,
     /// Its outcome is known, but the ledger does not have it yet.
     Known,
     /// The ledger has its outcome, from us or from another delivery.
@@ -79,6 +82,11 @@ pub struct Rules {
     pub on_uncertain: OnUncertain,
     /// Most retries of all recipients of the slice together, in all its deliveries.
     pub retries_max: u32,
+    /// Which failed recipients the second target gets.
+    pub falls_on: FallsOn,
+    /// The job has two targets. Of a doubt that comes from the ledger, nobody knows which target it
+    /// is about: to send again, or to ask one of them, could send the message twice.
+    pub two_targets: bool,
 }
 
 /// The result of a claim.
@@ -141,6 +149,12 @@ pub struct Delivery {
     /// The retries of all deliveries so far.
     retries: u32,
     dead: Vec<Dead>,
+    /// Recipients that wait for the second target, with the answer of the first.
+    refused: Vec<(usize, TargetAnswer)>,
+    /// The same of earlier deliveries.
+    refused_before: ForFallback,
+    /// At the second target: the answers of the first.
+    remarks: BTreeMap<usize, TargetAnswer>,
     known: Vec<(usize, Outcome)>,
     release: Vec<usize>,
     /// The finished entries of earlier deliveries and of this one.
@@ -157,14 +171,8 @@ impl Delivery {
     pub fn new(slice: &Slice, per_call: usize) -> Self {
         let ended = slice.ended();
         let here = slice.recipients.len() as u32;
-        let mut doubts = BTreeMap::new();
-        for doubt in &slice.doubts {
-            for index in doubt.recipients.iter().map(|index| *index as usize) {
-                if index < slice.recipients.len() {
-                    doubts.insert(index, doubt.answer());
-                }
-            }
-        }
+        let of = |remarks, class| Remark::by_position(remarks, slice.recipients.len(), class);
+        let doubts = of(&slice.doubts, Class::Uncertain);
         Self {
             places: vec![Place::Todo; slice.recipients.len()],
             attempts: (0..slice.recipients.len())
@@ -177,12 +185,16 @@ impl Delivery {
             delay: Duration::ZERO,
             retries: slice.retries,
             dead: Vec::new(),
+            refused: Vec::new(),
+            refused_before: slice.for_fallback.clone(),
+            remarks: of(&slice.remarks, Class::Permanent),
             known: Vec::new(),
             release: Vec::new(),
             missing: slice
                 .entries
                 .saturating_sub(ended.entries)
                 .saturating_sub(slice.unrecorded.entries())
+                .saturating_sub(slice.for_fallback.recipients.len() as u32)
                 .saturating_sub(here),
             unrecorded: slice.unrecorded.clone(),
             ended,
@@ -315,21 +327,23 @@ impl Delivery {
                         held.push(index);
                         continue;
                     }
-                    ClaimState::Granted => {}
-                    ClaimState::InDoubt | ClaimState::TakenOver => {
-                        self.doubts.entry(index).or_insert_with(|| why(index));
-                    }
+                    ClaimState::Granted | ClaimState::InDoubt | ClaimState::TakenOver => {}
+                }
+                let is_granted = state == ClaimState::Granted;
+                let strange = !is_granted && rules.two_targets && !self.doubts.contains_key(&index);
+                if !is_granted {
+                    self.doubts.entry(index).or_insert_with(|| why(index));
                 }
                 let in_doubt = self.doubts.contains_key(&index);
-                let asked = over.is_none() && in_doubt && asks(index);
+                let asked = over.is_none() && in_doubt && !strange && asks(index);
                 if let (Some(outcome), false) = (over, in_doubt) {
                     self.knows(index, outcome);
                     continue;
                 }
                 if in_doubt && !asked {
                     claimed.uncertain += u64::from(state == ClaimState::TakenOver);
-                    let again = over.is_none() && rules.on_uncertain == OnUncertain::Retry;
-                    if !again {
+                    let retries = !strange && rules.on_uncertain == OnUncertain::Retry;
+                    if over.is_some() || !retries {
                         let doubt = self.doubts[&index].clone();
                         let answer = match over {
                             Some(Outcome::Expired) => doubt.then("the job expired"),
@@ -501,6 +515,11 @@ impl Delivery {
                 let answer = doubt.then(&format!("{}: {}", answer.code, answer.text));
                 self.end_uncertain(index, answer, rules);
             }
+            None if rules.falls_on.takes(answer.class) => {
+                self.release.push(index);
+                self.places[index] = Place::Refused;
+                self.refused.push((index, answer));
+            }
             None => {
                 // Free until its dead letter is written: at worst, one more refused call is made.
                 self.release.push(index);
@@ -558,7 +577,10 @@ impl Delivery {
             .iter()
             .partition(|index| self.doubts.contains_key(index));
         let open = |place: &Place| !matches!(place, Place::Known | Place::Ended);
-        let last = self.missing == 0 && self.unrecorded.is_empty() && !self.places.iter().any(open);
+        let last = self.missing == 0
+            && self.unrecorded.is_empty()
+            && self.refused_before.is_empty()
+            && !self.places.iter().any(open);
         Batch {
             outcomes: self.known.clone(),
             release,
@@ -608,11 +630,13 @@ impl Delivery {
 
     /// Takes the answer to a claim of these, which the worker makes before it writes their letters.
     /// A granted recipient is refused as before. A recipient that another owner holds or left in
-    /// doubt gets no letter from us: a later delivery decides. `why`: the reason for such a doubt.
+    /// doubt gets no letter from us: a later delivery decides. In a job with two targets, such a
+    /// doubt stays. `why`: the reason for it.
     pub fn regained(
         &mut self,
         asked: &[usize],
         states: &[ClaimState],
+        rules: Rules,
         why: impl Fn() -> TargetAnswer,
     ) {
         for (index, state) in asked.iter().copied().zip(states) {
@@ -625,6 +649,12 @@ impl Delivery {
                 ClaimState::Held { left } => {
                     self.delay = self.delay.max(*left);
                     self.leave(vec![index]);
+                }
+                ClaimState::InDoubt | ClaimState::TakenOver if rules.two_targets => {
+                    self.dead.retain(|dead| dead.index != index);
+                    self.doubts.insert(index, why());
+                    self.end_uncertain(index, why(), rules);
+                    continue;
                 }
                 ClaimState::InDoubt | ClaimState::TakenOver => {
                     self.doubts.insert(index, why());
@@ -652,6 +682,8 @@ impl Delivery {
         self.picked.clear();
         self.left.clear();
         self.dead.clear();
+        self.refused.clear();
+        self.refused_before = ForFallback::default();
         self.known.clear();
         self.release.clear();
         self.doubts.clear();
@@ -668,7 +700,9 @@ impl Delivery {
 
     /// Whether every recipient has an outcome in the ledger.
     pub fn leaves_nobody(&self) -> bool {
-        self.unrecorded.is_empty() && self.places.iter().all(|it| *it == Place::Ended)
+        self.unrecorded.is_empty()
+            && self.refused_before.is_empty()
+            && self.places.iter().all(|it| *it == Place::Ended)
     }
 
     /// The slice for a later delivery: the recipients without an outcome, and the outcomes that the
@@ -680,6 +714,7 @@ impl Delivery {
         first_attempt_at_ms: Option<u64>,
     ) -> Slice {
         let unrecorded = self.left_unrecorded(slice, owner);
+        let for_fallback = self.left_for_fallback(slice);
         let groups = self.groups();
         let members: Vec<usize> = groups.iter().flatten().copied().collect();
         let attempts: Vec<u32> = members.iter().map(|index| self.attempts[*index]).collect();
@@ -688,7 +723,10 @@ impl Delivery {
         let packed = calls.iter().any(|length| *length > 1);
         let vars = |index: &usize| slice.vars_of(*index).map(ToOwned::to_owned);
         Slice {
-            v: Slice::version(&slice.head, &unrecorded),
+            v: match for_fallback.is_empty() {
+                true => Slice::version(&slice.head, &unrecorded),
+                false => SLICE_VERSION_FALLBACK,
+            },
             head: std::sync::Arc::clone(&slice.head),
             id: slice.id.clone(),
             entries: slice.entries,
@@ -711,7 +749,9 @@ impl Delivery {
             calls: if tried && packed { calls } else { Vec::new() },
             retries: self.retries,
             ended: Some(self.ended),
-            doubts: self.doubts_of(&members),
+            doubts: remarks_of(&self.doubts, &members),
+            remarks: remarks_of(&self.remarks, &members),
+            for_fallback,
             unrecorded,
         }
     }
@@ -732,6 +772,21 @@ impl Delivery {
             left.release.push((owner, release));
         }
         left
+    }
+
+    /// The recipients for the second target, of earlier deliveries and of this one.
+    fn left_for_fallback(&self, slice: &Slice) -> ForFallback {
+        let mut refused = self.refused_before.clone();
+        for (index, answer) in &self.refused {
+            let vars = slice.vars_of(*index).map(ToOwned::to_owned);
+            refused.push(slice.recipients[*index].clone(), vars, answer);
+        }
+        refused
+    }
+
+    /// What the first target of the job said about a recipient at the second one.
+    pub fn remark(&self, index: usize) -> Option<&TargetAnswer> {
+        self.remarks.get(&index)
     }
 
     /// The recipients without an outcome, in calls.
@@ -756,22 +811,17 @@ impl Delivery {
         }
         groups
     }
+}
 
-    /// The doubts about these recipients; equal doubts are merged.
-    fn doubts_of(&self, members: &[usize]) -> Vec<Doubt> {
-        let mut doubts: Vec<Doubt> = Vec::new();
-        for (position, index) in members.iter().enumerate() {
-            let Some(answer) = self.doubts.get(index) else {
-                continue;
-            };
-            let position = position as u32;
-            match doubts.iter_mut().find(|doubt| doubt.says(answer)) {
-                Some(doubt) => doubt.recipients.push(position),
-                None => doubts.push(Doubt::new(position, answer)),
-            }
+/// The remarks about these recipients, by their position among them.
+fn remarks_of(remarks: &BTreeMap<usize, TargetAnswer>, members: &[usize]) -> Vec<Remark> {
+    let mut found = Vec::new();
+    for (position, index) in members.iter().enumerate() {
+        if let Some(answer) = remarks.get(index) {
+            Remark::add(&mut found, position as u32, answer);
         }
-        doubts
     }
+    found
 }
 
 /// Merges ascending positions into ranges.

@@ -17,6 +17,7 @@ pub use self::context::{
 use self::parse::read_job;
 use super::audience::{Audience, Member};
 pub use super::audience::{AudienceDocument, MemberDocument};
+use super::fallback::Fallback;
 use super::fields::{Fields, Problem, Problems};
 use super::ids::JobId;
 use super::lane::Priority;
@@ -115,6 +116,10 @@ pub struct JobDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     pub reply_to: Option<String>,
+    /// A second target for the recipients that the first one fails. They are sent to once more,
+    /// there, and end with what that target answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
     /// Must be `true` for an audience of all users.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confirm_all: Option<bool>,
@@ -156,6 +161,7 @@ impl JobDocument {
             mapping: None,
             callback_url: None,
             reply_to: None,
+            fallback: None,
             confirm_all: None,
             part: None,
             tags: Vec::new(),

@@ -25,6 +25,8 @@ pub mod delivery;
 pub mod directive;
 /// Which lane gets a place, and which lane gives one up: promise 8.
 pub mod fairness;
+/// A second target for recipients that the first one refuses.
+pub mod fallback;
 /// Reads JSON objects field by field and reports every problem at once.
 pub mod fields;
 /// At most so many messages of a category to a recipient within a period.

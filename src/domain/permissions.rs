@@ -71,6 +71,8 @@ pub struct Asked {
     pub client_msg_no: String,
     pub sender: Option<String>,
     pub target: String,
+    /// The second target.
+    pub fallback: Option<String>,
     pub crowd: AudienceKind,
     /// Each submitted list, by the name of its submission, with the number of its entries. An
     /// audience of all users has no list.
@@ -94,6 +96,7 @@ impl Asked {
             client_msg_no: job.head.client_msg_no.clone(),
             sender: job.head.sender.clone(),
             target: job.head.target.clone(),
+            fallback: job.head.fallback.as_ref().map(|it| it.target.clone()),
             crowd,
             lists,
         }
@@ -124,10 +127,18 @@ impl Permissions {
                 )
             }));
         }
-        if !self.targets.is_empty() && !self.targets.contains(&asked.target) {
-            let (target, allowed) = (&asked.target, self.targets.join(", "));
-            let what = format!("{target:?} is not allowed; app {app:?} may send to: {allowed}");
-            problems.push(Problem::new("target", what));
+        let targets = [
+            ("target", Some(&asked.target)),
+            ("fallback.target", asked.fallback.as_ref()),
+        ];
+        let forbidden =
+            |target: &&String| !self.targets.is_empty() && !self.targets.contains(target);
+        for (field, target) in targets {
+            problems.extend(target.filter(forbidden).map(|target| {
+                let allowed = self.targets.join(", ");
+                let what = format!("{target:?} is not allowed; app {app:?} may send to: {allowed}");
+                Problem::new(field, what)
+            }));
         }
         if !self.permits(asked.crowd) {
             let what = format!(
@@ -208,6 +219,7 @@ mod tests {
             client_msg_no: "promo".to_owned(),
             sender: Some("news".to_owned()),
             target: "im".to_owned(),
+            fallback: None,
             crowd: AudienceKind::Users,
             lists: vec![("a".to_owned(), 60), ("b".to_owned(), 40)],
         }
@@ -244,6 +256,7 @@ mod tests {
         let other = Asked {
             sender: Some("boss".to_owned()),
             target: "sms".to_owned(),
+            fallback: Some("mail".to_owned()),
             crowd: AudienceKind::Groups,
             lists: vec![("a".to_owned(), 101)],
             ..asked()
@@ -254,6 +267,7 @@ mod tests {
             &[
                 r#"sender: "boss" is not allowed; app "shop" may send as: news, offers"#,
                 r#"target: "sms" is not allowed; app "shop" may send to: im"#,
+                r#"fallback.target: "mail" is not allowed; app "shop" may send to: im"#,
                 r#"audience.groups: is not allowed for app "shop"; apps.shop.audiences does not list "groups""#,
                 r#"audience.groups: 101 recipients; app "shop" may send to at most 100 with one job"#,
             ],

@@ -7,18 +7,18 @@
 //! out, one after the other:
 //!
 //! 1. The caller takes the slices of the job off the ladder before the search begins.
-//! 2. The queues of the jobs and each lane of the target must be seen empty once. They need not be
+//! 2. The queues of the jobs and each lane of its targets must be seen empty once. They need not be
 //!    empty at the same moment, so a busy target does not prevent it.
 //! 3. From then on the job must stay silent for as long as a worker may take to show a sign of a
 //!    slice that it holds.
 //!
 //! A sign of life ends the search: the job has a living slice.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::ids::JobId;
-use super::lane::LaneClass;
+use super::lane::{Lane, LaneClass};
 
 /// What one look found about a job.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +29,8 @@ pub struct Seen<'a> {
     pub held: bool,
     /// Messages wait in the queues of the jobs.
     pub jobs_wait: bool,
-    /// The lanes of its target in which slices wait.
-    pub busy: &'a BTreeSet<LaneClass>,
+    /// The lanes in which slices wait, by target.
+    pub busy: &'a BTreeMap<String, BTreeSet<LaneClass>>,
 }
 
 /// What a search has found so far.
@@ -57,7 +57,7 @@ struct Sought {
     heard_ms: u64,
     began: Duration,
     /// The places that were not seen empty yet.
-    lanes: BTreeSet<LaneClass>,
+    lanes: BTreeSet<Lane>,
     jobs: bool,
     /// When the last of them was seen empty.
     empty_since: Option<Duration>,
@@ -73,10 +73,17 @@ impl Search {
         }
     }
 
-    /// Begins the search for what is left of a job, unless it is under way. `now`: by a clock that
-    /// never goes back.
-    pub fn begin(&mut self, job: JobId, heard_ms: u64, now: Duration) {
-        let lanes = LaneClass::all().filter(|class| *class != LaneClass::Notices);
+    /// Begins the search for what is left of a job, unless it is under way. `targets`: those to which
+    /// it is sent. `now`: by a clock that never goes back.
+    pub fn begin<'a>(
+        &mut self,
+        job: JobId,
+        targets: impl IntoIterator<Item = &'a str>,
+        heard_ms: u64,
+        now: Duration,
+    ) {
+        let lanes = targets.into_iter().flat_map(Lane::all);
+        let lanes = lanes.filter(|lane| lane.class != LaneClass::Notices);
         self.jobs.entry(job).or_insert_with(|| Sought {
             heard_ms,
             began: now,
@@ -113,7 +120,11 @@ impl Search {
             return Finding::Alive;
         }
         it.jobs &= seen.jobs_wait;
-        it.lanes.retain(|lane| seen.busy.contains(lane));
+        let is_busy = |lane: &Lane| {
+            let busy = seen.busy.get(&lane.target);
+            busy.is_some_and(|it| it.contains(&lane.class))
+        };
+        it.lanes.retain(is_busy);
         if it.jobs || !it.lanes.is_empty() {
             return Finding::Open;
         }
@@ -126,14 +137,14 @@ impl Search {
 
     /// The jobs that have been looked for longer than `patience`, each once, with the lanes that
     /// were never seen empty.
-    pub fn long(&mut self, patience: Duration, now: Duration) -> Vec<(JobId, Vec<LaneClass>)> {
+    pub fn long(&mut self, patience: Duration, now: Duration) -> Vec<(JobId, Vec<Lane>)> {
         let is_long = |it: &&mut (&JobId, &mut Sought)| {
             !it.1.told && now.saturating_sub(it.1.began) > patience
         };
         let mut jobs: Vec<_> = self.jobs.iter_mut().collect();
         let long = jobs.iter_mut().filter(is_long).map(|(job, it)| {
             it.told = true;
-            (**job, it.lanes.iter().copied().collect())
+            (**job, it.lanes.iter().cloned().collect())
         });
         long.collect()
     }
@@ -145,7 +156,17 @@ mod tests {
     use crate::domain::lane::Priority;
 
     const SILENCE: Duration = Duration::from_secs(60);
-    const BULK: LaneClass = LaneClass::Of(Priority::Bulk, 3);
+
+    type Busy = BTreeMap<String, BTreeSet<LaneClass>>;
+
+    /// Slices wait in one lane of a target.
+    fn busy(target: &str, class: LaneClass) -> Busy {
+        BTreeMap::from([(target.to_owned(), BTreeSet::from([class]))])
+    }
+
+    fn bulk() -> Busy {
+        busy("im", LaneClass::Of(Priority::Bulk, 3))
+    }
 
     fn at(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -153,11 +174,11 @@ mod tests {
 
     fn sought() -> (Search, JobId) {
         let (mut search, job) = (Search::new(SILENCE), JobId::of("shop", "lost"));
-        search.begin(job, 7, at(0));
+        search.begin(job, ["im"], 7, at(0));
         (search, job)
     }
 
-    fn seen(busy: &BTreeSet<LaneClass>) -> Seen<'_> {
+    fn seen(busy: &Busy) -> Seen<'_> {
         Seen {
             heard_ms: 7,
             held: false,
@@ -169,7 +190,7 @@ mod tests {
     #[test]
     fn a_job_that_stays_silent_after_everything_was_empty_has_nothing_left() {
         let (mut search, job) = sought();
-        let none = BTreeSet::new();
+        let none = Busy::new();
         assert_eq!(search.look(job, seen(&none), at(10)), Finding::Open);
         assert_eq!(search.look(job, seen(&none), at(69)), Finding::Open);
         assert_eq!(search.look(job, seen(&none), at(70)), Finding::Nothing);
@@ -178,8 +199,8 @@ mod tests {
     #[test]
     fn lanes_need_not_be_empty_at_the_same_moment() {
         let (mut search, job) = sought();
-        let bulk = BTreeSet::from([BULK]);
-        let express = BTreeSet::from([LaneClass::Express(0)]);
+        let bulk = bulk();
+        let express = busy("im", LaneClass::Express(0));
         assert_eq!(search.look(job, seen(&bulk), at(100)), Finding::Open);
         // The silence begins when the last lane was seen empty.
         assert_eq!(search.look(job, seen(&express), at(200)), Finding::Open);
@@ -190,28 +211,41 @@ mod tests {
     #[test]
     fn a_lane_or_a_job_queue_that_is_never_empty_proves_nothing() {
         let (mut search, job) = sought();
-        let bulk = BTreeSet::from([BULK]);
-        let none = BTreeSet::new();
+        let bulk = bulk();
+        let none = Busy::new();
         for second in 0..10_000 {
             assert_eq!(search.look(job, seen(&bulk), at(second)), Finding::Open);
         }
         assert_eq!(search.long(at(900), at(900)), []);
-        assert_eq!(search.long(at(900), at(901)), [(job, vec![BULK])]);
+        let lanes: Vec<Lane> = vec!["im.bulk.3".parse().unwrap()];
+        assert_eq!(search.long(at(900), at(901)), [(job, lanes)]);
         assert_eq!(search.long(at(900), at(902)), []);
         let waits = Seen {
             jobs_wait: true,
             ..seen(&none)
         };
-        search.begin(JobId::of("shop", "other"), 7, at(0));
         let other = JobId::of("shop", "other");
+        search.begin(other, ["im"], 7, at(0));
         for second in 0..10_000 {
             assert_eq!(search.look(other, waits, at(second)), Finding::Open);
         }
     }
 
     #[test]
+    fn the_lanes_of_a_second_target_count_and_those_of_others_do_not() {
+        let (mut search, job) = (Search::new(SILENCE), JobId::of("shop", "lost"));
+        search.begin(job, ["im", "sms"], 7, at(0));
+        let sms = busy("sms", LaneClass::Express(1));
+        assert_eq!(search.look(job, seen(&sms), at(0)), Finding::Open);
+        assert_eq!(search.look(job, seen(&sms), at(100)), Finding::Open);
+        let other = busy("mail", LaneClass::Express(1));
+        assert_eq!(search.look(job, seen(&other), at(200)), Finding::Open);
+        assert_eq!(search.look(job, seen(&other), at(260)), Finding::Nothing);
+    }
+
+    #[test]
     fn a_sign_of_life_ends_the_search() {
-        let none = BTreeSet::new();
+        let none = Busy::new();
         let signs = [
             Seen {
                 heard_ms: 8,
@@ -228,7 +262,7 @@ mod tests {
             assert_eq!(search.look(job, sign, at(3600)), Finding::Alive);
             assert!(search.is_empty());
             // What was seen before counts no more.
-            search.begin(job, sign.heard_ms, at(3600));
+            search.begin(job, ["im"], sign.heard_ms, at(3600));
             let again = Seen {
                 held: false,
                 ..sign
@@ -240,9 +274,9 @@ mod tests {
     #[test]
     fn a_search_under_way_goes_on() {
         let (mut search, job) = sought();
-        let none = BTreeSet::new();
+        let none = Busy::new();
         search.look(job, seen(&none), at(0));
-        search.begin(job, 7, at(59));
+        search.begin(job, ["im"], 7, at(59));
         assert_eq!(search.look(job, seen(&none), at(60)), Finding::Nothing);
     }
 }

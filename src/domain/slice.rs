@@ -5,12 +5,14 @@
 //! that dies half-way and runs again therefore publishes the same slices, and the ledger absorbs
 //! the repeats.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::fallback::{Fallback, ForFallback};
 use super::ids::{Fingerprint, Fingerprinter, JobId, Owner, SliceId};
 use super::lane::{EXPRESS_RECIPIENTS_MAX, Lane, Priority};
 use super::limits::Rate;
@@ -25,6 +27,10 @@ pub const SLICE_VERSION: u32 = 3;
 
 /// Version of a slice whose job has a category: an older worker would not heed its frequency cap.
 const SLICE_VERSION_CATEGORY: u32 = 3;
+
+/// Version of a slice with recipients for the second target of its job, which an older worker would
+/// lose or not count.
+pub(super) const SLICE_VERSION_FALLBACK: u32 = 3;
 
 /// Version of a slice with unrecorded outcomes, which an older worker would lose.
 const SLICE_VERSION_UNRECORDED: u32 = 2;
@@ -75,6 +81,13 @@ pub struct Head {
     /// The queue to which they are published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<String>,
+    /// The second target, for recipients that this one refuses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
+    /// The target that refused the recipients of a slice for the second target. Not in the head of a
+    /// job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fell_from: Option<String>,
 }
 
 /// The kind of recipients of a job.
@@ -183,7 +196,13 @@ pub struct Slice {
     pub ended: Option<Ended>,
     /// Recipients with a call in doubt; left out while there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub doubts: Vec<Doubt>,
+    pub doubts: Vec<Remark>,
+    /// Recipients that wait for the second target.
+    #[serde(default, skip_serializing_if = "ForFallback::is_empty")]
+    pub for_fallback: ForFallback,
+    /// At the second target: what the first one said about the recipients.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<Remark>,
     /// Outcomes and releases that the ledger could not take while it was away.
     #[serde(default, skip_serializing_if = "Unrecorded::is_empty")]
     pub unrecorded: Unrecorded,
@@ -235,31 +254,44 @@ impl Ended {
     }
 }
 
-/// Recipients that may have been sent to, and why that is unknown. The mark stays until the target
-/// answers what became of the call (promise 4).
+/// Recipients about which a target said the same. As a doubt: they may have been sent to, and the
+/// mark stays until the target answers what became of the call (promise 4).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Doubt {
+pub struct Remark {
     /// By position in the slice.
     pub recipients: Vec<u32>,
     pub code: String,
     pub text: String,
 }
 
-impl Doubt {
-    pub fn new(recipient: u32, answer: &TargetAnswer) -> Self {
-        Self {
-            recipients: vec![recipient],
-            code: answer.code.clone().into_owned(),
-            text: answer.text.clone().into_owned(),
+impl Remark {
+    /// Adds what was said about a recipient; equal remarks are merged.
+    pub fn add(remarks: &mut Vec<Self>, recipient: u32, answer: &TargetAnswer) {
+        let same = |it: &&mut Self| it.code == answer.code && it.text == answer.text;
+        match remarks.iter_mut().find(same) {
+            Some(remark) => remark.recipients.push(recipient),
+            None => remarks.push(Self {
+                recipients: vec![recipient],
+                code: answer.code.clone().into_owned(),
+                text: answer.text.clone().into_owned(),
+            }),
         }
     }
 
-    pub fn says(&self, answer: &TargetAnswer) -> bool {
-        self.code == answer.code && self.text == answer.text
-    }
-
-    pub fn answer(&self) -> TargetAnswer {
-        TargetAnswer::new(Class::Uncertain, self.code.clone(), self.text.clone())
+    /// The remarks by position, each as an answer of this class. Positions that no recipient has are
+    /// left out.
+    pub fn by_position(
+        remarks: &[Self],
+        recipients: usize,
+        class: Class,
+    ) -> BTreeMap<usize, TargetAnswer> {
+        let of = |remark: &Self| {
+            let answer = TargetAnswer::new(class, remark.code.clone(), remark.text.clone());
+            let positions = remark.recipients.clone().into_iter();
+            positions.map(move |position| (position as usize, answer.clone()))
+        };
+        let all = remarks.iter().flat_map(of);
+        all.filter(|(position, _)| *position < recipients).collect()
     }
 }
 
@@ -293,7 +325,9 @@ pub struct Together {
 impl Slice {
     /// The lowest version whose workers can deliver such a slice.
     pub fn version(head: &Head, unrecorded: &Unrecorded) -> u32 {
-        if head.category.is_some() {
+        if head.fell_from.is_some() {
+            SLICE_VERSION_FALLBACK
+        } else if head.category.is_some() {
             SLICE_VERSION_CATEGORY
         } else if unrecorded.is_empty() {
             SLICE_VERSION_PLAIN

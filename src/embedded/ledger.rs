@@ -43,6 +43,8 @@ const CUT: u8 = 5;
 const RELEASE: u8 = b'r';
 const DOUBT: u8 = b'd';
 const UNUSED: u8 = b'k';
+/// Sent by the second target of the job.
+const SENT_BY_FALLBACK: u8 = b'b';
 
 impl Ledger for EmbeddedStore {
     async fn accept(&self, submission: &Submission) -> Result<Accepted, LedgerError> {
@@ -378,6 +380,7 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
                 not_before_ms: submission.not_before_ms,
                 expires_at_ms: submission.expires_at_ms,
                 tags: submission.tags.clone(),
+                fallback: submission.fallback.clone(),
                 ..begun(work, entered.as_ref(), submission.now_ms)
             };
             list(work, &job, &row)?;
@@ -579,6 +582,8 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError>
         tags: row.tags,
         callback_url: row.callback_url,
         reply_to: row.reply_to,
+        fallback: row.fallback,
+        sent_by_fallback: row.sent_by_fallback,
         pace: row.pace,
         app: row.app,
         client_msg_no: row.client_msg_no,
@@ -715,7 +720,7 @@ impl Slice {
             job: head.id.to_string(),
             app: head.app.clone(),
             client_msg_no: head.client_msg_no.clone(),
-            target: head.target.clone(),
+            target: head.first_target().to_owned(),
             accepted_at_ms: head.accepted_at_ms,
             id: slice.id.clone(),
             entries: slice.entries,
@@ -905,7 +910,11 @@ impl SettleStep {
                 } else if bucket.get(*fingerprint).is_none() {
                     // An outcome that comes late replaces a claim, whoever holds it: the send has
                     // happened.
-                    added.push((*fingerprint, *code));
+                    let state = match *code {
+                        SENT_BY_FALLBACK => b's',
+                        code => code,
+                    };
+                    added.push((*fingerprint, state));
                     settled.push(*fingerprint);
                     *tally.entry(*code).or_default() += 1;
                 } else {
@@ -928,7 +937,14 @@ impl SettleStep {
         let remaining = Remaining::of(self.slice.entries, outcomes, self.last, row.rebuilt);
         if !settled.is_empty() || remaining.duplicate != 0 {
             for (code, count) in tally {
-                if let Some(counter) = row.counter(outcome(code)?) {
+                let outcome = match code {
+                    SENT_BY_FALLBACK => {
+                        row.sent_by_fallback += count;
+                        Outcome::Sent
+                    }
+                    code => outcome(code)?,
+                };
+                if let Some(counter) = row.counter(outcome) {
                     *counter += count;
                 }
             }
@@ -993,10 +1009,15 @@ fn sorted(fingerprints: &[Fingerprint]) -> Vec<u32> {
 /// that does not. Nothing is written for duplicates: they are the rest of the entries when the
 /// slice ends.
 fn settlements(settle: &Settle<'_>) -> Vec<(u64, u8)> {
+    let by_fallback = settle.slice.head.fell_from.is_some();
+    let code = |outcome: Outcome| match outcome {
+        Outcome::Sent if by_fallback => Some(SENT_BY_FALLBACK),
+        outcome => outcome.ledger_code(),
+    };
     let outcomes = settle
         .outcomes
         .iter()
-        .filter_map(|(fingerprint, outcome)| Some((fingerprint.0, outcome.ledger_code()?)));
+        .filter_map(|(fingerprint, outcome)| Some((fingerprint.0, code(*outcome)?)));
     let doubts = settle.doubted.iter().map(|it| (it.0, DOUBT));
     let unused = settle.unused.iter().map(|it| (it.0, UNUSED));
     let releases = settle.release.iter().map(|it| (it.0, RELEASE));

@@ -533,6 +533,11 @@ pub(super) struct JobRow {
     pub(super) callback_url: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) reply_to: Option<String>,
+    /// The second target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) fallback: Option<String>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) sent_by_fallback: u64,
     #[serde(default)]
     pub(super) pace: Pace,
     /// Known to be durable in a queue, and not registered yet; `total` is then the announced

@@ -111,6 +111,8 @@ fn head(client_msg_no: &str) -> Head {
         on_uncertain: None,
         callback_url: None,
         reply_to: None,
+        fallback: None,
+        fell_from: None,
     }
 }
 
@@ -137,6 +139,7 @@ fn submission(head: &Head, entries: u64) -> Submission {
         tags: Vec::new(),
         callback_url: None,
         reply_to: None,
+        fallback: None,
         now_ms: crate::clock::now_ms(),
         warnings: Vec::new(),
         template: None,

@@ -321,6 +321,7 @@ pub(super) fn event_of(kind: EventKind, record: &JobRecord) -> Event {
         at: rfc3339(at_ms),
         accounts: record.accounts,
         pending: record.pending,
+        fallback: record.reached().filter(|_| kind == EventKind::Completed),
         id: None,
     };
     let data = crate::json::text(&told);

@@ -50,6 +50,8 @@ pub(super) fn head() -> Head {
         on_uncertain: None,
         callback_url: None,
         reply_to: None,
+        fallback: None,
+        fell_from: None,
     }
 }
 

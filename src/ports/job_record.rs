@@ -3,6 +3,7 @@
 use strum::{EnumString, IntoStaticStr, VariantArray};
 
 use crate::domain::accounts::{Accounts, Audit};
+use crate::domain::announce::Reached;
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
 use crate::domain::moment;
@@ -107,6 +108,12 @@ pub struct JobRecord {
     /// The queue that gets the accounts when the job completes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<String>,
+    /// The second target, for recipients that the first one fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
+    /// How many of those that count as `sent` the second target reached.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub sent_by_fallback: u64,
     /// How fast the job went lately.
     #[serde(skip)]
     pub pace: Pace,
@@ -174,6 +181,15 @@ impl JobRecord {
             ));
         }
         unknown
+    }
+
+    /// The recipients that the second target reached; `None` without a second target.
+    pub fn reached(&self) -> Option<Reached> {
+        let target = self.fallback.clone()?;
+        Some(Reached {
+            target,
+            sent: self.sent_by_fallback,
+        })
     }
 
     /// Whether recipients are [lost](Self::lost) and have certainly no message, unless they are in

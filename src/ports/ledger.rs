@@ -254,6 +254,8 @@ pub struct Submission {
     /// decides.
     pub callback_url: Option<String>,
     pub reply_to: Option<String>,
+    /// The second target, from the first submission of the job.
+    pub fallback: Option<String>,
     pub now_ms: u64,
     /// The features that the job goes on without; kept from its first submission.
     pub warnings: Vec<String>,

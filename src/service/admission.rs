@@ -207,15 +207,51 @@ fn fits(
     for_all: bool,
     strictness: Strictness,
 ) -> Result<Fit, Refused> {
+    let mut found = fits_target(rules, head, "target", for_all, strictness)?;
+    if let Some(second) = second_head(head) {
+        // Only the first target lists its users.
+        let second = fits_target(rules, &second, "fallback.target", false, strictness)?;
+        let name = second_name(head);
+        let at_second = |problem: Problem| {
+            let what = format!("at the second target, {name}: {}", problem.what);
+            Problem::new(problem.field, what)
+        };
+        found
+            .problems
+            .extend(second.problems.into_iter().map(at_second));
+        found.warnings.extend(second.warnings);
+    }
+    match found.problems.is_empty() {
+        true => Ok(found),
+        false => Err(Refused::Problems(found.problems)),
+    }
+}
+
+fn fits_target(
+    rules: &impl Rules,
+    head: &Head,
+    field: &str,
+    for_all: bool,
+    strictness: Strictness,
+) -> Result<Fit, Refused> {
     let Some(target) = rules.target(&head.target) else {
         let what = format!("there is no target {:?}", head.target);
-        return Err(Refused::Problems(vec![Problem::new("target", what)]));
+        return Err(Refused::Problems(vec![Problem::new(field, what)]));
     };
-    let fit = fit(target, head, for_all, strictness);
-    match fit.problems.is_empty() {
-        true => Ok(fit),
-        false => Err(Refused::Problems(fit.problems)),
-    }
+    Ok(fit(target, head, for_all, strictness))
+}
+
+fn second_name(head: &Head) -> &str {
+    head.fallback.as_ref().map_or("", |it| &it.target)
+}
+
+/// The job as its second target gets it.
+fn second_head(head: &Head) -> Option<Head> {
+    head.fallback.as_ref()?;
+    Some(Head {
+        target: second_name(head).to_owned(),
+        ..head.clone()
+    })
 }
 
 /// Whether the app's permissions allow a job, as far as it is known.

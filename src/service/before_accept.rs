@@ -314,6 +314,7 @@ mod tests {
             client_msg_no: "promo".to_owned(),
             sender: None,
             target: "im".to_owned(),
+            fallback: None,
             crowd: AudienceKind::Users,
             lists: vec![("a".to_owned(), 3)],
         }

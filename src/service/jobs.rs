@@ -158,6 +158,11 @@ pub async fn recipient<S: Store, B: RetainedQueues>(
     let found = found.first().copied().unwrap_or(ClaimState::Granted);
     let (state, mut explanation) = told(found, record);
     let mut dead_letter = None;
+    if state == RecipientState::Sent && record.fallback.is_some() {
+        let reasons = store.reasons(record.job, &[fingerprint]).await?;
+        let reason = reasons.into_iter().flatten().next();
+        explanation = reason.map_or(explanation, |reason| reason.text);
+    }
     if matches!(state, RecipientState::Failed | RecipientState::Uncertain) {
         match last_letter(broker, record, user).await {
             Ok(Some(row)) => {
@@ -208,11 +213,12 @@ pub async fn lookup<S: Store>(
         .map(|it| fingerprinter.fingerprint(it))
         .collect();
     let states = store.peek(record, &prints).await?;
-    let ended = |state: &ClaimState| {
-        matches!(
-            state,
-            ClaimState::Settled(Outcome::Failed | Outcome::Uncertain)
-        )
+    // A second target may have sent it.
+    let falls_back = record.fallback.is_some();
+    let ended = |state: &ClaimState| match state {
+        ClaimState::Settled(Outcome::Sent) => falls_back,
+        ClaimState::Settled(Outcome::Failed | Outcome::Uncertain) => true,
+        _ => false,
     };
     let asked = prints.iter().zip(&states).filter(|(_, state)| ended(state));
     let asked: Vec<_> = asked.map(|(print, _)| *print).collect();
@@ -220,6 +226,9 @@ pub async fn lookup<S: Store>(
     let rows = users.zip(states).map(|(user, found)| {
         let reason = ended(&found).then(|| reasons.next().flatten()).flatten();
         let (state, explanation) = told(found, record);
+        let by_fallback = reason.as_ref().filter(|it| it.outcome == Outcome::Sent);
+        let explanation = by_fallback.map_or(explanation, |it| it.text.clone());
+        let reason = reason.filter(|it| it.outcome != Outcome::Sent);
         RecipientRow {
             recipient: user.clone(),
             state,

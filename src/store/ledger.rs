@@ -90,7 +90,7 @@ impl Ledger for Store {
             warnings => json::bytes(&warnings),
         };
         let template = submission.template.map(|version| version.to_string());
-        let mut call = self.job_call(&ACCEPT, submission.job, 22, 640);
+        let mut call = self.job_call(&ACCEPT, submission.job, 23, 640);
         call.push(&submission.app)
             .push(&submission.client_msg_no)
             .push(&submission.target)
@@ -115,7 +115,8 @@ impl Ledger for Store {
             .push(optional(submission.expires_at_ms))
             .push(tags(&submission.tags))
             .push(submission.window.as_deref().unwrap_or_default())
-            .push(submission.category.as_deref().unwrap_or_default());
+            .push(submission.category.as_deref().unwrap_or_default())
+            .push(submission.fallback.as_deref().unwrap_or_default());
         let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
         let accepted = match reply.text(0)?.as_str() {
             "conflict" => Accepted::Conflict {
@@ -458,7 +459,7 @@ impl Store {
             .push(shape.buckets)
             .push(&head.app)
             .push(&head.client_msg_no)
-            .push(&head.target)
+            .push(head.first_target())
             .push(head.accepted_at_ms)
             .push(self.0.window_s);
     }
@@ -856,6 +857,8 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
         },
         callback_url: row.get("callback_url").cloned(),
         reply_to: row.get("reply_to").cloned(),
+        fallback: row.get("fallback").cloned(),
+        sent_by_fallback: number("sent_by_fallback"),
         pace: Pace {
             last: mark(row.get("mark")),
             before: mark(row.get("mark_before")),

@@ -6,6 +6,7 @@ use super::Store;
 use super::connection::{Call, Script, broken};
 use super::ledger::{Groups, SHAPES, ScriptReply, distinct, in_order, millis, read_states, sorted};
 use crate::domain::ids::{Fingerprint, Owner};
+use crate::domain::outcome::Outcome;
 use crate::domain::slice::Shape;
 use crate::ports::{Claim, Claimed, LedgerError, Recorded, Settle, SliceRef};
 
@@ -34,6 +35,8 @@ static SETTLE: LazyLock<Script> = turn!("#!lua flags=allow-oom\n");
 pub(super) const RELEASE: u8 = b'r';
 const DOUBT: u8 = b'd';
 const UNUSED: u8 = b'k';
+/// Sent by the second target of the job.
+const SENT_BY_FALLBACK: u8 = b'b';
 
 impl Store {
     pub(super) async fn claim_only(&self, claim: Claim<'_>) -> Result<Claimed, LedgerError> {
@@ -180,10 +183,15 @@ impl Settlements {
     /// that keeps a doubt over one that does not. Nothing is written for duplicates: they are the
     /// rest of the entries when the slice ends.
     fn of(settle: Settle<'_>) -> Self {
+        let by_fallback = settle.slice.head.fell_from.is_some();
+        let code = |outcome: Outcome| match outcome {
+            Outcome::Sent if by_fallback => Some(SENT_BY_FALLBACK),
+            outcome => outcome.ledger_code(),
+        };
         let outcomes = settle
             .outcomes
             .iter()
-            .filter_map(|(fingerprint, outcome)| Some((*fingerprint, outcome.ledger_code()?)));
+            .filter_map(|(fingerprint, outcome)| Some((*fingerprint, code(*outcome)?)));
         let doubts = settle.doubted.iter().map(|it| (*it, DOUBT));
         let unused = settle.unused.iter().map(|it| (*it, UNUSED));
         let releases = settle.release.iter().map(|it| (*it, RELEASE));

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::session::WorkerSession;
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::accounts::Accounts;
-use crate::domain::announce::{EventKind, JobEvent};
+use crate::domain::announce::{EventKind, JobEvent, Reached};
 use crate::domain::ids::JobId;
 use crate::domain::slice::Head;
 use crate::json;
@@ -27,6 +27,8 @@ pub(super) struct NotifiedJob<'a> {
     pub(super) target: &'a str,
     pub(super) callback_url: Option<&'a str>,
     pub(super) reply_to: Option<&'a str>,
+    /// The recipients that its second target reached, once the job is completed.
+    pub(super) reached: Option<&'a Reached>,
 }
 
 impl<'a> From<&'a Head> for NotifiedJob<'a> {
@@ -35,9 +37,10 @@ impl<'a> From<&'a Head> for NotifiedJob<'a> {
             id: head.id,
             app: &head.app,
             client_msg_no: &head.client_msg_no,
-            target: &head.target,
+            target: head.first_target(),
             callback_url: head.callback_url.as_deref(),
             reply_to: head.reply_to.as_deref(),
+            reached: None,
         }
     }
 }
@@ -51,6 +54,7 @@ impl<'a> From<&'a JobRecord> for NotifiedJob<'a> {
             target: &record.target,
             callback_url: record.callback_url.as_deref(),
             reply_to: record.reply_to.as_deref(),
+            reached: None,
         }
     }
 }
@@ -124,6 +128,11 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
                 return Ok(());
             }
         }
+        let reached = record.reached();
+        let job = &NotifiedJob {
+            reached: reached.as_ref(),
+            ..*job
+        };
         self.announce(EventKind::Completed, job, record.accounts)
             .await?;
         self.notify(job, &record).await?;
@@ -173,6 +182,7 @@ pub(super) fn event(kind: EventKind, job: &NotifiedJob<'_>, accounts: Accounts) 
         at: rfc3339(now_ms()),
         accounts,
         pending: accounts.pending(),
+        fallback: job.reached.cloned(),
         id: None,
     }
 }

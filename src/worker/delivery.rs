@@ -21,6 +21,7 @@
 
 mod cap;
 mod close;
+mod fallback;
 mod flight;
 mod limits;
 mod record;
@@ -42,6 +43,7 @@ use super::together::{self, Turn};
 use crate::clock::now_ms;
 use crate::domain::delivery::{Batch, Call, Delivery, Rules};
 use crate::domain::directive::{Board, Go, SliceControl};
+use crate::domain::fallback::FallsOn;
 use crate::domain::fields::{Problem, shorten, summary};
 use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
 use crate::domain::job::NAME_BYTES_MAX;
@@ -108,6 +110,10 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
         let end = enumerate(session, target, &slice, asking, traceparent).await;
         return end.unwrap_or(DeliveryEnd::Lost);
     }
+    let slice = match fallback::before_calls(session, slice, traceparent.as_deref()).await {
+        Ok(slice) => slice,
+        Err(end) => return end,
+    };
     // The message has texts that an earlier version accepted and this one cannot compile. Each
     // recipient fails with that reason, like a recipient whose own values do not fit, so that the
     // job is completed.
@@ -141,7 +147,9 @@ fn belongs(slice: &Slice, lane: &Lane) -> Result<(), String> {
             head.app.len()
         ));
     }
-    let listed = slice.recipients.len() + slice.unrecorded.entries() as usize;
+    let listed = slice.recipients.len()
+        + slice.unrecorded.entries() as usize
+        + slice.for_fallback.recipients.len();
     if listed > *entries as usize {
         return Err(format!(
             "a slice of {entries} list entries with {listed} recipients: entries count repeats too, so \
@@ -266,6 +274,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
                 attempts_max: retry.attempts_max,
                 on_uncertain: slice.head.on_uncertain.unwrap_or(target.on_uncertain),
                 retries_max: retry.retries_max(slice.entries, &slice.lane),
+                falls_on: FallsOn::of(slice.head.fallback.as_ref()),
+                two_targets: slice.head.has_two_targets(),
             },
             retry: retry.schedule,
             traceparent,
@@ -450,6 +460,8 @@ struct DeliveryRun<'a, S, T, P> {
     missing: u32,
     /// Recipients of a claim that was not answered: the ledger may have granted it.
     asked: Vec<Fingerprint>,
+    /// At the second target of the job: those that it accepted.
+    reached: Vec<usize>,
 }
 
 impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
@@ -464,6 +476,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
             closed: false,
             missing: 0,
             asked: Vec::new(),
+            reached: Vec::new(),
             scope,
         }
     }
@@ -856,6 +869,10 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
     fn note_recorded(&mut self, batch: &Batch, recorded: Recorded) {
         let outcomes = batch.outcomes.iter().map(|(_, outcome)| *outcome);
         self.scope.count_outcomes(outcomes);
+        if self.scope.slice.head.fell_from.is_some() {
+            let sent = batch.outcomes.iter().filter(|it| it.1 == Outcome::Sent);
+            self.reached.extend(sent.map(|it| it.0));
+        }
         self.delivery.recorded(recorded.stood);
         self.progress = Some(recorded.progress);
         self.closed = batch.last.is_some() && recorded.missing == 0;

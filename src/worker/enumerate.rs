@@ -306,6 +306,7 @@ fn part(head: &Head, users: Vec<MemberDocument>, part: ListPart) -> Vec<u8> {
         on_uncertain: head.on_uncertain,
         callback_url: head.callback_url.clone(),
         reply_to: head.reply_to.clone(),
+        fallback: head.fallback.clone(),
         // The checks were made when the job was accepted.
         mapping: Some(Strictness::Lenient),
         part: Some(part),

@@ -23,6 +23,7 @@ use crate::clock::{self, now_ms};
 use crate::domain::accounts::Accounts;
 use crate::domain::announce::EventKind;
 use crate::domain::audience::Member;
+use crate::domain::fallback::ForFallback;
 use crate::domain::ids::{Fingerprinter, JobId, SliceId};
 use crate::domain::job::Job;
 use crate::domain::lane::{EXPRESS_RECIPIENTS_MAX, Lane, LaneClass, Priority};
@@ -462,6 +463,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             tags: job.tags.clone(),
             callback_url: job.head.callback_url.clone(),
             reply_to: job.head.reply_to.clone(),
+            fallback: job.head.fallback.as_ref().map(|it| it.target.clone()),
             now_ms: now_ms(),
             warnings,
             template: None,
@@ -512,6 +514,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             ended: None,
             retries: 0,
             doubts: Vec::new(),
+            for_fallback: ForFallback::default(),
+            remarks: Vec::new(),
             unrecorded: Unrecorded::default(),
         };
         self.send(vec![
@@ -605,6 +609,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             ended: None,
             retries: 0,
             doubts: Vec::new(),
+            for_fallback: ForFallback::default(),
+            remarks: Vec::new(),
             unrecorded: Unrecorded::default(),
         };
         slice.outgoing(Route::Lane(lane.clone()), self.traceparent.clone())

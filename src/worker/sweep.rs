@@ -9,7 +9,7 @@
 //! how many outcomes are not known. If a slice of it arrives nevertheless, it is delivered and
 //! counted; if the job is submitted again, the recipients without an outcome are sent to.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -170,8 +170,8 @@ impl<'a, B: Broker, S: Store, T, P: Publisher> Sweep<'a, B, S, T, P> {
         for job in jobs.iter().filter(|job| !self.search.seeks(**job)) {
             let record = self.step(self.session.context.store.job(*job)).await;
             let Ok(Some(record)) = record else { continue };
-            let is_known = self.session.context.targets.contains_key(&record.target);
-            if record.state != JobState::Completed && is_known {
+            let is_known = |target| self.session.context.targets.contains_key(target);
+            if record.state != JobState::Completed && targets(&record).all(is_known) {
                 silent.push(record);
             }
         }
@@ -181,7 +181,8 @@ impl<'a, B: Broker, S: Store, T, P: Publisher> Sweep<'a, B, S, T, P> {
         match self.wake(silent.iter().map(|record| record.job)).await {
             Some(0) => {
                 for record in silent {
-                    self.search.begin(record.job, record.heard_at_ms(), now);
+                    let (job, heard_ms) = (record.job, record.heard_at_ms());
+                    self.search.begin(job, targets(&record), heard_ms, now);
                 }
             }
             Some(_) => {
@@ -220,12 +221,11 @@ impl<'a, B: Broker, S: Store, T, P: Publisher> Sweep<'a, B, S, T, P> {
             self.search.end(job);
             return Ok(());
         };
-        let none = BTreeSet::new();
         let seen = Seen {
             heard_ms: record.heard_at_ms(),
             held,
             jobs_wait: backlog.jobs > 0,
-            busy: backlog.busy.get(&record.target).unwrap_or(&none),
+            busy: &backlog.busy,
         };
         match self.search.look(job, seen, self.epoch.elapsed()) {
             Finding::Open => {}
@@ -343,11 +343,16 @@ impl<'a, B: Broker, S: Store, T, P: Publisher> Sweep<'a, B, S, T, P> {
         &self,
         step: impl Future<Output = Result<V, crate::ports::LedgerError>>,
     ) -> Result<V, crate::ports::LedgerError> {
-        self.session
-            .context
-            .try_step(LedgerStep::Sweep, step)
-            .await
+        self.session.context.try_step(LedgerStep::Sweep, step).await
     }
+}
+
+/// The targets in whose lanes slices of a job may wait.
+fn targets(record: &JobRecord) -> impl Iterator<Item = &str> {
+    let second = record.fallback.iter();
+    std::iter::once(&record.target)
+        .chain(second)
+        .map(String::as_str)
 }
 
 /// Lifts directives about jobs that are no longer known. A job stays cancelled as long as it is

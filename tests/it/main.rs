@@ -38,6 +38,8 @@ mod embedded;
 mod examples;
 /// Promise 8: the shares of a slow backend.
 mod fairness;
+/// A second target for recipients that the first one fails.
+mod fallback;
 /// Frequency caps: messages of a category to a recipient, over jobs.
 mod frequency_caps;
 mod hindrances;

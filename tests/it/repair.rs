@@ -42,7 +42,10 @@ async fn until_noted(world: &World, job: &str, action: &str, detail: &str) {
 async fn a_job_whose_slices_are_gone_ends_and_can_be_sent_again() {
     let Some(plan) = Plan::shared() else { return };
     let world = plan.start("repair").await;
-    world.mock.patch_faults(&json!({"latency": "20ms"})).unwrap();
+    world
+        .mock
+        .patch_faults(&json!({"latency": "20ms"}))
+        .unwrap();
     let settings = [
         ("FANWISE_LEDGER__ABANDONED_AFTER", "16s"),
         ("FANWISE_WORKER__SLICE_RECIPIENTS", "20"),
@@ -68,7 +71,9 @@ async fn a_job_whose_slices_are_gone_ends_and_can_be_sent_again() {
     assert_eq!(dry["pending"], everybody.len() - sent, "{dry}");
     assert!(world.job(&lost).await.unwrap()["audit_trail"].is_null());
     for job in [&paused, &lost] {
-        let ordered = ["job", "repair", job, "--author", "ana", "--reason", "purged"];
+        let ordered = [
+            "job", "repair", job, "--author", "ana", "--reason", "purged",
+        ];
         world.json(&ordered).await;
     }
     until_noted(&world, &paused, "repair", "the job goes on").await;

@@ -1052,6 +1052,8 @@ async fn publish_old_slice(world: &World, part: &str) {
         ended: None,
         retries: 0,
         doubts: Vec::new(),
+        for_fallback: Default::default(),
+        remarks: Vec::new(),
         unrecorded: Default::default(),
     };
     let settings = fanwise::amqp::Settings {

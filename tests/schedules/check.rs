@@ -11,6 +11,7 @@ use fanwise::ports::{
 };
 
 use crate::play::{SECRET, World};
+use crate::system::SECOND;
 
 /// Every fault, in words.
 pub(crate) async fn check(world: &World) -> Vec<String> {
@@ -83,6 +84,7 @@ async fn check_job(world: &World, job: usize, letters: &Letters) -> Vec<String> 
 
     let fingerprinter = Fingerprinter::new(SECRET, id);
     let log = world.system.log().accepted.clone();
+    let mut by_second = 0;
     for user in users {
         let asked = [fingerprinter.fingerprint(user)];
         let states = world.store.peek(&record, &asked).await.unwrap();
@@ -91,7 +93,13 @@ async fn check_job(world: &World, job: usize, letters: &Letters) -> Vec<String> 
             continue;
         };
         let key = (id.to_string(), user.clone());
-        let accepted = log.get(&key).copied().unwrap_or(0);
+        let at_second = (format!("{id}{SECOND}"), user.clone());
+        let [first, second] = [&key, &at_second].map(|key| log.get(key).copied().unwrap_or(0));
+        let accepted = first + second;
+        if first > 0 && second > 0 {
+            wrong.push(format!("{user} was accepted by both targets"));
+        }
+        by_second += u64::from(second > 0 && outcome == Outcome::Sent);
         let refused = world.system.log().refused.contains(&key);
         let says = match outcome {
             Outcome::Sent => accepted > 0,
@@ -111,6 +119,10 @@ async fn check_job(world: &World, job: usize, letters: &Letters) -> Vec<String> 
             wrong.push(format!("{user} was accepted {accepted} times"));
         }
         wrong.extend(check_letter(world, user, outcome, letters.get(&key)));
+    }
+    if record.sent_by_fallback != by_second {
+        let counted = record.sent_by_fallback;
+        wrong.push(format!("the second target reached {by_second}, counted {counted}"));
     }
     wrong
 }

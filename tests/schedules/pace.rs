@@ -189,6 +189,7 @@ fn plan() -> Plan {
         attempts_max: 3,
         retry_budget: None,
         limit: Some("200/s burst 10"),
+        fallback: false,
         submissions: vec![Submission {
             at: Duration::ZERO,
             job: 0,
@@ -217,7 +218,7 @@ async fn send(still: Still) -> Vec<Instant> {
         let context = Context::new(
             store.on(way),
             Line(Arc::clone(&scene)),
-            vec![target(&plan, &metrics, Im::default())],
+            vec![target(&plan, &metrics, TARGET, Im::default())],
             apps(),
             settings(&plan),
             Arc::clone(&metrics),
@@ -225,7 +226,7 @@ async fn send(still: Still) -> Vec<Instant> {
         Worker::new(broker.clone(), Arc::new(context)).run(end.clone())
     });
     let completed = async {
-        let id = publish_list(&broker, &plan.submissions[0]).await;
+        let id = publish_list(&broker, &plan.submissions[0], false).await;
         loop {
             sleep_until(Instant::now() + Duration::from_millis(250)).await;
             let job = store.job(id).await.unwrap();

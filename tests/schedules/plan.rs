@@ -21,6 +21,8 @@ pub(crate) struct Plan {
     pub(crate) attempts_max: u32,
     pub(crate) retry_budget: Option<f64>,
     pub(crate) limit: Option<&'static str>,
+    /// The jobs have a second target.
+    pub(crate) fallback: bool,
     pub(crate) submissions: Vec<Submission>,
     pub(crate) orders: Vec<(Duration, Order)>,
     pub(crate) odds: Odds,
@@ -130,6 +132,7 @@ impl Plan {
                 stall: one_of(rng, &[0, 0, 3]),
                 answer: one_of(rng, &[0, 30, 100, 300]),
             },
+            fallback: rng.bool(),
         }
     }
 

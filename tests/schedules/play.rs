@@ -32,9 +32,10 @@ use tokio_util::sync::CancellationToken;
 use crate::check;
 use crate::memory::{Course, Fault, FaultPlan, MemoryBroker, MemoryStore, Way};
 use crate::plan::{Order, Plan, Submission};
-use crate::system::{Im, Moods, Reaction, System, Wire};
+use crate::system::{Im, Moods, Reaction, SECOND, System, Wire};
 
 pub(crate) const TARGET: &str = "im";
+const SECOND_TARGET: &str = "second";
 pub(crate) const APP: &str = "default";
 pub(crate) const SECRET: &str = "secret";
 
@@ -140,11 +141,12 @@ impl Moods for World {
         (reactions[rng.usize(..reactions.len())], takes)
     }
 
-    fn refuses(&self, user: &str) -> bool {
+    fn refuses(&self, user: &str, second: bool) -> bool {
         let calm = self.calm();
         let odds = self.plan.odds.answer;
         // Some users never exist, others only at times.
-        if odds > 0 && user.ends_with('7') {
+        let never = if second { "17" } else { "7" };
+        if odds > 0 && user.ends_with(never) {
             return true;
         }
         !calm && self.chance().rng.u32(..3000) < odds
@@ -248,9 +250,14 @@ pub(crate) fn settings(plan: &Plan) -> Settings {
     }
 }
 
-pub(crate) fn target(plan: &Plan, metrics: &Metrics, target: impl Target) -> TargetRuntime {
+pub(crate) fn target(
+    plan: &Plan,
+    metrics: &Metrics,
+    name: &str,
+    target: impl Target,
+) -> TargetRuntime {
     TargetRuntime {
-        name: TARGET.to_owned(),
+        name: name.to_owned(),
         target: Box::new(target),
         call_timeout: CALL_TIMEOUT,
         calls: Arc::new(Semaphore::new(16)),
@@ -273,7 +280,7 @@ pub(crate) fn target(plan: &Plan, metrics: &Metrics, target: impl Target) -> Tar
             ratio: 0.5,
             window: Duration::from_secs(10),
         }),
-        metrics: metrics.target(TARGET),
+        metrics: metrics.target(name),
         under_way: CallsUnderWay::default(),
         at_work: AtWork::default(),
         call_log: CallLog::default(),
@@ -292,7 +299,8 @@ pub(crate) fn apps() -> BTreeMap<String, AppRuntime> {
 
 fn context(world: &Arc<World>, way: &Way) -> Context<MemoryStore, Wire> {
     let plan = &world.plan;
-    let im = Im::new(plan.per_call, plan.idempotent);
+    let im = |suffix| Im::new(plan.per_call, plan.idempotent, suffix);
+    let of = |name, suffix| target(plan, &world.metrics, name, im(suffix));
     let wire = Wire {
         system: world.system.clone(),
         moods: Arc::clone(world) as Arc<dyn Moods>,
@@ -301,7 +309,7 @@ fn context(world: &Arc<World>, way: &Way) -> Context<MemoryStore, Wire> {
     Context::new(
         world.store.on(way.clone()),
         wire,
-        vec![target(plan, &world.metrics, im)],
+        vec![of(TARGET, ""), of(SECOND_TARGET, SECOND)],
         apps(),
         settings(plan),
         Arc::clone(&world.metrics),
@@ -346,18 +354,26 @@ impl Place {
 
 async fn publish(world: &Arc<World>, submission: &Submission) {
     sleep_until(world.began + submission.at).await;
-    publish_list(&world.broker, submission).await;
+    publish_list(&world.broker, submission, world.plan.fallback).await;
 }
 
-pub(crate) async fn publish_list(broker: &MemoryBroker, submission: &Submission) -> JobId {
+pub(crate) async fn publish_list(
+    broker: &MemoryBroker,
+    submission: &Submission,
+    fallback: bool,
+) -> JobId {
     let users: Vec<_> = submission
         .users
         .iter()
         .map(|it| format!("{it:?}"))
         .collect();
     let name = name(submission.job);
+    let fallback = match fallback {
+        true => r#","fallback":{"target":"second","on":["permanent","transient"]}"#,
+        false => "",
+    };
     let body = format!(
-        r#"{{"v":1,"client_msg_no":"{name}","audience":{{"users":[{}]}},"message":{{"type":"text","text":"hello"}}}}"#,
+        r#"{{"v":1,"client_msg_no":"{name}","audience":{{"users":[{}]}},"message":{{"type":"text","text":"hello"}}{fallback}}}"#,
         users.join(",")
     );
     let session = broker.connect().await.unwrap();
@@ -493,7 +509,7 @@ pub(crate) fn play(seed: u64, told: bool) -> String {
         let mut rng = Rng::with_seed(seed);
         let plan = Plan::of(&mut rng);
         let world = Arc::new(World {
-            broker: MemoryBroker::new(&[TARGET]),
+            broker: MemoryBroker::new(&[TARGET, SECOND_TARGET]),
             store: MemoryStore::new(),
             system: System::default(),
             metrics: METRICS.with(Arc::clone),

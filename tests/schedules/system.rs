@@ -14,6 +14,9 @@ use http::{HeaderMap, Method};
 
 use crate::memory::Way;
 
+/// What the second target adds to the name of a job.
+pub(crate) const SECOND: &str = "@second";
+
 /// Answers of one recipient in a reply, one letter each.
 const DONE: u8 = b'd';
 const NO_SUCH_USER: u8 = b'n';
@@ -55,8 +58,8 @@ pub(crate) enum Reaction {
 /// Decides the course of each call, and which users do not exist.
 pub(crate) trait Moods: Send + Sync + 'static {
     fn reaction(&self) -> (Reaction, Duration);
-    /// Whether it answers now that there is no such user.
-    fn refuses(&self, user: &str) -> bool;
+    /// Whether it answers now that there is no such user. `second`: the second target.
+    fn refuses(&self, user: &str, second: bool) -> bool;
     fn idempotent(&self) -> bool;
     fn note(&self, line: std::fmt::Arguments<'_>);
 }
@@ -86,7 +89,7 @@ impl Wire {
             let key = (job.to_owned(), user.to_owned());
             if partly && number % 2 == 1 {
                 answers.push(BUSY);
-            } else if self.moods.refuses(user) {
+            } else if self.moods.refuses(user, job.ends_with(SECOND)) {
                 log.refused.insert(key);
                 answers.push(NO_SUCH_USER);
             } else {
@@ -177,16 +180,18 @@ impl Transport for Wire {
 /// The target that calls it.
 pub(crate) struct Im {
     profile: Profile,
+    /// Follows the id of a job in its calls.
+    suffix: &'static str,
 }
 
 impl Im {
-    pub(crate) fn new(per_call: usize, idempotent: bool) -> Self {
+    pub(crate) fn new(per_call: usize, idempotent: bool, suffix: &'static str) -> Self {
         let profile = Profile {
             recipients_per_call: per_call,
             idempotent,
             ..Profile::default()
         };
-        Self { profile }
+        Self { profile, suffix }
     }
 }
 
@@ -204,7 +209,7 @@ impl Target for Im {
     }
 
     fn open(&self, head: &Arc<Head>) -> Box<dyn Calls> {
-        Box::new(Texts(head.id.to_string()))
+        Box::new(Texts(format!("{}{}", head.id, self.suffix)))
     }
 }
 

@@ -193,6 +193,14 @@ impl SendArgs {
         if !self.tags.is_empty() {
             set(fields, "tags", &self.tags)?;
         }
+        if let Some(target) = &self.fallback {
+            let mut fallback = object(fields, "fallback")?;
+            set(&mut fallback, "target", target)?;
+            if !self.fallback_on.is_empty() {
+                set(&mut fallback, "on", &self.fallback_on)?;
+            }
+            set(fields, "fallback", &fallback)?;
+        }
         set_some(fields, "message", self.message()?.as_ref())?;
         if self.literal {
             let mut message = object(fields, "message")?;

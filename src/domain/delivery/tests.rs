@@ -7,6 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::domain::fallback::{FailureClass, Fallback};
 use crate::domain::ids::{JobId, SliceId};
 use crate::domain::lane::Priority;
 use crate::domain::message::{Content, Options};
@@ -35,6 +36,8 @@ fn slice(people: u32, repeats: u32) -> Slice {
         on_uncertain: None,
         callback_url: None,
         reply_to: None,
+        fallback: None,
+        fell_from: None,
     };
     Slice {
         v: SLICE_VERSION_PLAIN,
@@ -54,6 +57,8 @@ fn slice(people: u32, repeats: u32) -> Slice {
         ended: None,
         retries: 0,
         doubts: Vec::new(),
+        for_fallback: ForFallback::default(),
+        remarks: Vec::new(),
         unrecorded: Unrecorded::default(),
     }
 }
@@ -63,6 +68,8 @@ fn rules(on_uncertain: OnUncertain) -> Rules {
         attempts_max: 3,
         on_uncertain,
         retries_max: u32::MAX,
+        falls_on: FallsOn::default(),
+        two_targets: false,
     }
 }
 
@@ -400,10 +407,21 @@ struct World {
 }
 
 impl World {
-    fn new(people: u32, repeats: u32, per_call: usize, on_uncertain: OnUncertain) -> Self {
-        let whole = slice(people, repeats);
+    fn new(
+        people: u32,
+        repeats: u32,
+        per_call: usize,
+        on_uncertain: OnUncertain,
+        fallback: Option<Fallback>,
+    ) -> Self {
+        let mut whole = slice(people, repeats);
+        Arc::get_mut(&mut whole.head).unwrap().fallback = fallback;
         Self {
-            rules: rules(on_uncertain),
+            rules: Rules {
+                falls_on: FallsOn::of(whole.head.fallback.as_ref()),
+                two_targets: whole.head.has_two_targets(),
+                ..rules(on_uncertain)
+            },
             per_call,
             delivery: Delivery::new(&whole, per_call),
             slice: whole.clone(),
@@ -447,7 +465,14 @@ impl World {
                     self.record();
                 }
                 self.delivery.defer(Duration::ZERO);
-                let remainder = self.delivery.remainder(&self.slice, Owner(1), None);
+                let mut remainder = self.delivery.remainder(&self.slice, Owner(1), None);
+                if remainder.falls_back() {
+                    let refused = &remainder.for_fallback.recipients;
+                    let doubted = refused.iter().find(|name| self.doubted.contains(*name));
+                    assert_eq!(doubted, None, "moves on and may have been sent to");
+                    remainder = remainder.at_fallback().unwrap();
+                    self.rules.falls_on = FallsOn::of(remainder.head.fallback.as_ref());
+                }
                 let json = serde_json::to_string(&remainder).unwrap();
                 self.slice = serde_json::from_str(&json).unwrap();
                 self.delivery = Delivery::new(&self.slice, self.per_call);
@@ -602,17 +627,19 @@ impl World {
             .iter()
             .for_each(|it| put(it.index, Place::Dead));
         delivery.known.iter().for_each(|it| put(it.0, Place::Known));
+        delivery
+            .refused
+            .iter()
+            .for_each(|it| put(it.0, Place::Refused));
         assert_eq!(places, delivery.places);
         assert_eq!(delivery.missing(), 0);
 
         // Each recipient without an outcome is in the remainder, once.
         let remainder = delivery.remainder(&self.slice, Owner(1), None);
-        let left: BTreeSet<&String> = remainder.recipients.iter().collect();
-        assert_eq!(
-            left.len(),
-            remainder.recipients.len(),
-            "somebody comes twice"
-        );
+        let refused = &remainder.for_fallback.recipients;
+        let all = || remainder.recipients.iter().chain(refused);
+        let left: BTreeSet<&String> = all().collect();
+        assert_eq!(left.len(), all().count(), "somebody comes twice");
         let outcomes = remainder.unrecorded.outcomes.iter();
         let unrecorded: Vec<&String> = outcomes.flat_map(|(_, names)| names).collect();
         for name in &self.whole.recipients {
@@ -625,7 +652,7 @@ impl World {
         }
         let ended = remainder.ended();
         assert_eq!(
-            ended.entries + remainder.unrecorded.entries() + remainder.recipients.len() as u32,
+            ended.entries + remainder.unrecorded.entries() + all().count() as u32,
             self.whole.entries
         );
     }
@@ -661,9 +688,13 @@ proptest! {
     fn everybody_is_in_one_place_and_ends_once(
         people in 1..12u32, repeats in 0..3u32, per_call in 1..5usize,
         policy in prop::sample::select(vec![OnUncertain::Retry, OnUncertain::Hold, OnUncertain::Drop]),
-        steps in steps(),
+        steps in steps(), falls: bool,
     ) {
-        let mut world = World::new(people, repeats, per_call, policy);
+        let fallback = falls.then(|| Fallback {
+            target: "sms".to_owned(),
+            on: vec![FailureClass::Permanent, FailureClass::Transient],
+        });
+        let mut world = World::new(people, repeats, per_call, policy, fallback);
         for step in steps {
             world.step(step);
         }
@@ -690,7 +721,7 @@ fn who_was_refused_is_claimed_again_before_the_letter() {
         ClaimState::Held { left },
         ClaimState::TakenOver,
     ];
-    delivery.regained(&asked, &states, || lost(0));
+    delivery.regained(&asked, &states, rules, || lost(0));
     let dead: Vec<_> = delivery.dead().iter().map(|dead| dead.index).collect();
     assert_eq!(dead, [0]);
     delivery.lettered();
@@ -702,4 +733,80 @@ fn who_was_refused_is_claimed_again_before_the_letter() {
     assert_eq!(remainder.recipients, ["user-2", "user-3"]);
     assert_eq!(remainder.doubts[0].recipients, [1]);
     assert!(delivery.delay() >= left);
+}
+
+/// Of two recipients that a target refuses, one for good and one for now, the second target gets
+/// those of its classes, with what the first one said, and nobody whose call is in doubt.
+#[test]
+fn who_is_refused_moves_to_the_second_target() {
+    let mut slice = slice(4, 1);
+    Arc::get_mut(&mut slice.head).unwrap().fallback = Some(Fallback {
+        target: "sms".to_owned(),
+        on: vec![FailureClass::Permanent],
+    });
+    let first = Rules {
+        falls_on: FallsOn::of(slice.head.fallback.as_ref()),
+        two_targets: true,
+        attempts_max: 1,
+        ..rules(OnUncertain::Hold)
+    };
+    let mut delivery = Delivery::new(&slice, 4);
+    let call = claim_all(&mut delivery, ClaimState::Granted, first).remove(0);
+    let classes = [
+        Class::Permanent,
+        Class::Transient,
+        Class::Uncertain,
+        Class::Done,
+    ];
+    let verdict = Verdict::Each(classes.map(answer).to_vec());
+    delivery.answered(&call, &verdict, false, first, no_delay);
+    let dead: Vec<_> = delivery.dead().iter().map(|dead| dead.index).collect();
+    assert_eq!(dead, [1, 2]);
+    delivery.lettered();
+    assert_eq!(delivery.batch().release, [0, 1]);
+    assert_eq!(delivery.batch().last, None);
+    delivery.recorded(0);
+    assert!(!delivery.leaves_nobody());
+    let left = delivery.remainder(&slice, Owner(1), None);
+    assert!(left.falls_back() && left.v == 3);
+
+    let second = left.at_fallback().unwrap();
+    let targets = (&*second.head.target, second.head.first_target());
+    assert_eq!(targets, ("sms", "im"));
+    assert_eq!(second.recipients, ["user-0"]);
+    assert_eq!(second.lane.to_string(), "sms.normal.0");
+    assert_eq!(second.entries, 5);
+    let json = serde_json::to_string(&second).unwrap();
+    let second: Slice = serde_json::from_str(&json).unwrap();
+    let mut delivery = Delivery::new(&second, 4);
+    assert_eq!(delivery.remark(0).unwrap().code, "permanent");
+    assert_eq!(delivery.missing(), 0);
+    let rules = Rules {
+        falls_on: FallsOn::of(second.head.fallback.as_ref()),
+        ..first
+    };
+    let call = claim_all(&mut delivery, ClaimState::Granted, rules).remove(0);
+    let sent = Verdict::All(TargetAnswer::done());
+    delivery.answered(&call, &sent, false, rules, no_delay);
+    let batch = delivery.batch();
+    assert_eq!(batch.outcomes, [(0, Outcome::Sent)]);
+    assert_eq!(batch.last, Some(1));
+}
+
+/// The ledger does not know which of two targets a doubt is about, so nothing is sent again.
+#[test]
+fn a_doubt_of_others_stays_in_a_job_of_two_targets() {
+    let slice = slice(2, 0);
+    for state in [ClaimState::TakenOver, ClaimState::InDoubt] {
+        let rules = Rules {
+            two_targets: true,
+            ..rules(OnUncertain::Retry)
+        };
+        let mut delivery = Delivery::new(&slice, 2);
+        delivery.pick(1, 2);
+        let states = [state, ClaimState::Granted];
+        let claimed = delivery.claimed(&states, None, rules, |_| true, lost);
+        assert_eq!(claimed.calls[0].members, [1]);
+        assert_eq!(delivery.dead()[0].outcome, Outcome::Uncertain);
+    }
 }

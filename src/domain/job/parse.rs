@@ -12,6 +12,7 @@ use super::{
 };
 use crate::domain::audience::Audience;
 use crate::domain::canonical::canonical;
+use crate::domain::fallback::Fallback;
 use crate::domain::fields::{Fields, Problem, Problems};
 use crate::domain::frequency_cap::CATEGORY_BYTES_MAX;
 use crate::domain::ids::{JobId, digest_hex};
@@ -131,6 +132,7 @@ pub(super) fn read_job<'a>(
     let confirmed: Option<bool> = fields.get("confirm_all", "true or false", problems);
     let part = read_part(&mut fields, problems);
     let tags = read_tags(&mut fields, problems);
+    let fallback = read_fallback(&mut fields, target.as_deref(), context, problems);
     if audience.as_ref().is_some_and(Audience::is_all) && confirmed != Some(true) {
         let what = "missing; a job for all users must set \"confirm_all\": true";
         fields.problem("confirm_all", what, problems);
@@ -188,6 +190,8 @@ pub(super) fn read_job<'a>(
         on_uncertain,
         callback_url,
         reply_to,
+        fallback,
+        fell_from: None,
     };
     Some(Job {
         content_digest: content_digest(&head),
@@ -268,6 +272,40 @@ fn read_target(
             None
         }
     }
+}
+
+/// The second target of a job.
+fn read_fallback(
+    fields: &mut Fields<'_>,
+    first: Option<&str>,
+    context: &impl Context,
+    problems: &mut Problems,
+) -> Option<Fallback> {
+    let expected = "an object such as {\"target\":\"sms\",\"on\":[\"permanent\",\"transient\"]}";
+    let mut fallback: Fallback = fields.get("fallback", expected, problems)?;
+    let target = &fallback.target;
+    if let Err(what) = context.check_target(target) {
+        fields.problem("fallback.target", what, problems);
+        return None;
+    }
+    if first == Some(target) {
+        let what = format!("{target:?} is the first target of the job; name another one");
+        fields.problem("fallback.target", what, problems);
+    }
+    // Two recipients of the first target could be one user of the second, who would get two messages.
+    if first.is_some_and(|first| !context.folds_case(first)) && context.folds_case(target) {
+        let what = format!(
+            "{target:?} takes \"Ana\" and \"ana\" for one user, and the first target does not"
+        );
+        fields.problem("fallback.target", what, problems);
+    }
+    if fallback.on.is_empty() {
+        let what = "empty; name \"permanent\", \"transient\" or both, or leave it out";
+        fields.problem("fallback.on", what, problems);
+    }
+    fallback.on.sort_by_key(|class| *class as u8);
+    fallback.on.dedup();
+    Some(fallback)
 }
 
 /// The tags of a job, each once.
@@ -386,20 +424,29 @@ fn content_digest(head: &Head) -> String {
         let text = raw.as_ref().map_or("", |raw| raw.get());
         canonical(text)
     };
-    digest_hex(
-        &[
-            head.target.as_bytes(),
-            head.sender.as_deref().unwrap_or_default().as_bytes(),
-            canonical(&crate::json::text(&head.addressed)).as_bytes(),
-            canonical(&crate::json::text(&*content)).as_bytes(),
-            raw(&head.native).as_bytes(),
-            raw(&head
-                .vars
-                .clone()
-                .filter(|vars| vars.get() != no_vars().get()))
-            .as_bytes(),
-            canonical(&crate::json::text(&head.options)).as_bytes(),
-        ],
-        16,
-    )
+    let (addressed, content) = (
+        canonical(&crate::json::text(&head.addressed)),
+        canonical(&crate::json::text(&*content)),
+    );
+    let vars = raw(&head
+        .vars
+        .clone()
+        .filter(|vars| vars.get() != no_vars().get()));
+    let (native, options) = (
+        raw(&head.native),
+        canonical(&crate::json::text(&head.options)),
+    );
+    let mut parts = vec![
+        head.target.as_bytes(),
+        head.sender.as_deref().unwrap_or_default().as_bytes(),
+        addressed.as_bytes(),
+        content.as_bytes(),
+        native.as_bytes(),
+        vars.as_bytes(),
+        options.as_bytes(),
+    ];
+    // Left out without one, so that the digest of a job stays what it was.
+    let fallback = head.fallback.as_ref().map(crate::json::text);
+    parts.extend(fallback.as_ref().map(|it| it.as_bytes()));
+    digest_hex(&parts, 16)
 }

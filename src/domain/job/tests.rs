@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::domain::fallback::{FailureClass, Fallback};
 use crate::domain::notice::{QueuePattern, ReplyRules};
 
 struct Apps;
@@ -17,14 +18,14 @@ impl Context for Apps {
         self.default_target(app).map(drop)
     }
     fn check_target(&self, target: &str) -> Result<(), String> {
-        if target == "im" {
+        if ["im", "sms", "folds"].contains(&target) {
             Ok(())
         } else {
             Err(format!("there is no target {target:?}"))
         }
     }
-    fn folds_case(&self, _target: &str) -> bool {
-        false
+    fn folds_case(&self, target: &str) -> bool {
+        target == "folds"
     }
     fn check_category(&self, app: &str, category: &str) -> Result<(), String> {
         let categories = [("marketing".to_owned(), ())].into();
@@ -101,6 +102,46 @@ fn bad_recipients_are_named_by_position() {
         problems[0].starts_with("audience.users: a list of recipients is expected: at entry 1"),
         "{problems:?}"
     );
+}
+
+#[test]
+fn a_second_target_is_another_one_that_takes_the_same_users() {
+    let with = |fallback: &str| JOB.replacen('{', &format!(r#"{{"fallback":{fallback},"#), 1);
+    let (plain, second) = (with(r#"{"target":"sms"}"#), with("null"));
+    let job = parse(&plain).unwrap();
+    let fallback = job.head.fallback.as_ref().unwrap();
+    assert_eq!(fallback.on, [FailureClass::Permanent]);
+    let both = with(r#"{"target":"sms","on":["transient","permanent","transient"]}"#);
+    let both = parse(&both).unwrap();
+    let on = &both.head.fallback.as_ref().unwrap().on;
+    assert_eq!(on[..], [FailureClass::Permanent, FailureClass::Transient]);
+    // It decides who gets what, so it is part of what the key stands for.
+    let digests = [&job, &both, &parse(&second).unwrap()].map(|job| job.content_digest.clone());
+    assert_eq!(digests[2], parse(JOB).unwrap().content_digest);
+    assert!(digests[0] != digests[1] && digests[0] != digests[2]);
+    for (fallback, problem) in [
+        (
+            r#"{"target":"im"}"#,
+            "fallback.target: \"im\" is the first target",
+        ),
+        (
+            r#"{"target":"mail"}"#,
+            "fallback.target: there is no target",
+        ),
+        (
+            r#"{"target":"folds"}"#,
+            "fallback.target: \"folds\" takes \"Ana\" and",
+        ),
+        (r#"{"target":"sms","on":[]}"#, "fallback.on: empty"),
+        (
+            r#"{"target":"sms","on":["uncertain"]}"#,
+            "fallback: an object",
+        ),
+    ] {
+        let json = with(fallback);
+        let problems = parse(&json).unwrap_err();
+        assert!(problems[0].starts_with(problem), "{problems:?}");
+    }
 }
 
 #[test]
@@ -203,6 +244,10 @@ fn the_document_type_writes_what_the_reader_reads() {
         // An app must allow it; the tests of `notice` check that.
         callback_url: None,
         reply_to: Some("done".into()),
+        fallback: Some(Fallback {
+            target: "sms".into(),
+            on: vec![FailureClass::Transient],
+        }),
         confirm_all: Some(true),
         part: Some(ListPart {
             number: 1,

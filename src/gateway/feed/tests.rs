@@ -39,6 +39,8 @@ fn record(key: &str, sent: u64, completed: bool) -> JobRecord {
         tags: Vec::new(),
         callback_url: None,
         reply_to: None,
+        fallback: None,
+        sent_by_fallback: 0,
         pace: Pace::default(),
         waited_at_ms: None,
         template: None,

@@ -550,7 +550,8 @@ fn steering() -> Vec<Operation> {
             .example(r#"{"expires_at":"2026-12-25T00:00:00+08:00"}"#),
         told("/v1/jobs/{id}:repair", "repairJob", ("id", JOB_ID))
             .summary("Look for what is left of a job, and end it if nothing is")
-            .takes(json(of::<RepairRequest>)),
+            .takes(json(of::<RepairRequest>))
+            .example(r#"{"reason":"a queue was purged"}"#),
         many("/v1/jobs:cancel", "cancelJobs")
             .summary("Cancel all jobs of an app, a target or a tag"),
         many("/v1/jobs:pause", "pauseJobs").summary("Pause all jobs of an app, a target or a tag"),

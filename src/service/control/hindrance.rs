@@ -616,6 +616,8 @@ mod tests {
             tags: Vec::new(),
             callback_url: None,
             reply_to: None,
+            fallback: None,
+            sent_by_fallback: 0,
             pace: Pace::default(),
             template: None,
             shape: Shape { buckets: 1 },

@@ -212,6 +212,7 @@ impl Bench {
             tags: Vec::new(),
             callback_url: None,
             reply_to: None,
+            fallback: None,
             now_ms,
             warnings: Vec::new(),
             template: None,

@@ -7,7 +7,7 @@
 --          14 callback URL or ''  15 queue to reply to or ''  16 priority
 --          17 1 if the submission counts as expanded at once  18 recipients per slice
 --          19 expires at in ms or ''  20 tags as JSON or ''
---          21 sending hours or ''  22 category or ''
+--          21 sending hours or ''  22 category or ''  23 second target or ''
 -- Returns  {'conflict'}, {'settled'}, {'again', buckets, version, cut} or
 --          {'expand', buckets, version, cut, 1 if this is the first submission};
 --          the version of the stored message that the job started with, 0 if there is none; the
@@ -59,6 +59,7 @@ if first then
   end
   local optional = {
     [13] = 'not_before_ms', [19] = 'expires_at_ms', [20] = 'tags', [21] = 'window', [22] = 'category',
+    [23] = 'fallback',
   }
   for i, field in pairs(optional) do
     if ARGV[i] ~= '' then
@@ -97,9 +98,9 @@ if submission and sub(submission, 1, 1) ~= '?' then
   -- The job was ended because nothing was left to deliver. Now there is something again, and
   -- recipients without an outcome are pending as before; but not if the ledger lost outcomes, because
   -- recipients that have the message may be among them.
-  local doubts = call('HMGET', HEADER, 'rebuilt', 'unsure')
-  if not doubts[1] and not doubts[2] and call('HDEL', HEADER, 'lost') == 1 then
-    call('HDEL', HEADER, 'completed_at_ms')
+  local lost = call('HMGET', HEADER, 'lost', 'rebuilt', 'unsure')
+  if tonumber(lost[1] or 0) > 0 and not lost[2] and not lost[3] then
+    call('HDEL', HEADER, 'lost', 'completed_at_ms')
     call('HINCRBY', HEADER, 'reopened', 1)
     hold()
   end

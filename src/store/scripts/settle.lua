@@ -2,7 +2,8 @@
 --
 -- buckets  how many of KEYS, from the fifth on; each has two arguments, from `from` on: different
 --          fingerprints, 8 bytes each; then a code each, r for release, d for release in doubt, k to
---          release a claim and to keep a doubt that it was given with
+--          release a claim and to keep a doubt that it was given with, b for sent by the second
+--          target of the job
 -- last     if the slice ends here, how many repeats its deliveries saw; else ''
 -- Returns  how many entries of the slice are counted, and {stood, missing, total, sent, duplicate,
 --          failed, uncertain, expired, cancelled, finished, completed, capped}: `stood` counts outcomes of
@@ -31,7 +32,7 @@ local function note(now, settled)
 end
 
 local NAMES = {
-  s = 'sent', f = 'failed', u = 'uncertain', e = 'expired', x = 'cancelled', c = 'capped',
+  s = 'sent', b = 'sent', f = 'failed', u = 'uncertain', e = 'expired', x = 'cancelled', c = 'capped',
 }
 
 local function settle(turn, counted, buckets, from, last)
@@ -43,6 +44,11 @@ local function settle(turn, counted, buckets, from, last)
 
   -- The state of a recipient whose claim is released.
   local GIVEN_UP = { r = RELEASED, d = DOUBTED, k = RELEASED }
+
+  -- The state of a recipient with an outcome.
+  local function ended(code)
+    return (code == 'b' and 's' or code) .. '\0\0'
+  end
 
   local function count_in(code, count)
     if not GIVEN_UP[code] then
@@ -59,7 +65,7 @@ local function settle(turn, counted, buckets, from, last)
     -- way.
     local at = mine and bucket and find(bucket, records(packed, mine), 1, true)
     if at and at % RECORD == 1 and codes == string.rep(first, count) then
-      call('SETRANGE', key, at - 1, records(packed, GIVEN_UP[first] or first .. '\0\0'))
+      call('SETRANGE', key, at - 1, records(packed, GIVEN_UP[first] or ended(first)))
       count_in(first, count)
     else
       local fresh = {}
@@ -74,10 +80,10 @@ local function settle(turn, counted, buckets, from, last)
             write(at, fingerprint .. (keeps and DOUBTED or GIVEN_UP[code]))
           end
         elseif not at then
-          fresh[#fresh + 1] = fingerprint .. code .. '\0\0'
+          fresh[#fresh + 1] = fingerprint .. ended(code)
           count_in(code, 1)
         elseif state == RELEASED or byte(state) >= 128 then
-          write(at, fingerprint .. code .. '\0\0')
+          write(at, fingerprint .. ended(code))
           count_in(code, 1)
         else
           stood = stood + 1
@@ -110,6 +116,9 @@ local function settle(turn, counted, buckets, from, last)
   if settled > 0 or duplicate ~= 0 then
     for code, count in pairs(tally) do
       call('HINCRBY', HEADER, NAMES[code], count)
+    end
+    if tally.b then
+      call('HINCRBY', HEADER, 'sent_by_fallback', tally.b)
     end
     if duplicate ~= 0 then
       call('HINCRBY', HEADER, 'duplicate', duplicate)

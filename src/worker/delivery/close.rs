@@ -50,6 +50,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
         self.give_up_asked().await;
         self.bury().await?;
         self.finish_record().await?;
+        self.tell_reached().await;
         let scope = self.scope;
         let left = !self.delivery.leaves_nobody();
         if left {
@@ -142,6 +143,8 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
         remainder.lane = lane.clone();
         remainder.due_at_ms = self.due_at_ms;
         let mut delay = self.delivery.delay();
+        let (remainder, lane, wait) = scope.session.to_fallback(remainder, lane);
+        delay = wait.unwrap_or(delay);
         if !remainder.unrecorded.is_empty() {
             delay = delay.max(LEDGER_AWAY_WAIT);
             let outcomes = self.delivery.unrecorded_outcomes();
@@ -198,14 +201,24 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
             // Without the ledger, the delivery's own result counts.
             None => {}
             Some(Claimed::SliceDone) => self.delivery.slice_is_done(),
-            Some(Claimed::Each(states)) => self.delivery.regained(&refused, &states, lost),
+            Some(Claimed::Each(states)) => {
+                let rules = self.scope.rules;
+                self.delivery.regained(&refused, &states, rules, lost);
+            }
         }
         Ok(())
     }
 
     fn dead(&self) -> Vec<DeadRecipient> {
         let dead = self.delivery.dead().iter();
-        dead.map(|dead| self.scope.dead_recipient(dead)).collect()
+        dead.map(|dead| {
+            let mut told = self.scope.dead_recipient(dead);
+            if let Some(text) = self.refused_before(dead.index, &dead.answer.text) {
+                told.text = text.into();
+            }
+            told
+        })
+        .collect()
     }
 
     fn reasons(&self, dead: &[DeadRecipient]) -> Vec<(Fingerprint, Reason)> {
@@ -295,7 +308,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
             job: head.id.to_string(),
             app: head.app.clone(),
             client_msg_no: head.client_msg_no.clone(),
-            target: head.target.clone(),
+            target: head.first_target().to_owned(),
             slice: self.slice.id.to_string(),
             sender: head.sender.clone(),
             category: head.category.clone(),
@@ -312,7 +325,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
         let message = Outgoing {
             route: Route::Dead {
                 app: head.app.clone(),
-                target: head.target.clone(),
+                target: head.first_target().to_owned(),
             },
             body: json::bytes(&letter).into(),
             message_id: format!("{}/{}/dead", head.id, self.slice.id),

@@ -98,6 +98,8 @@ impl Job {
             on_uncertain: None,
             callback_url: None,
             reply_to: None,
+            fallback: None,
+            fell_from: None,
         };
         let shape = Shape { buckets };
         Self { head, shape }
@@ -128,6 +130,7 @@ impl Job {
             tags: Vec::new(),
             callback_url: None,
             reply_to: None,
+            fallback: self.head.fallback.as_ref().map(|it| it.target.clone()),
             now_ms: self.head.accepted_at_ms,
             warnings: Vec::new(),
             template: None,
@@ -380,7 +383,16 @@ async fn a_job_that_was_ended_goes_on_when_it_is_submitted_again(bench: &impl St
     let found = record(store, &job).await;
     assert_eq!((found.state, found.pending), (JobState::Running, 5));
     assert_eq!((found.lost, found.accounts.sent), (0, 5));
-    let done = each(claim(store, job.slice(&id, 5), ANN, LEASE, &job.fingerprints(5..10)).await);
+    let done = each(
+        claim(
+            store,
+            job.slice(&id, 5),
+            ANN,
+            LEASE,
+            &job.fingerprints(5..10),
+        )
+        .await,
+    );
     assert_eq!(done[0], ClaimState::TakenOver);
     assert_eq!(done[1..], vec![ClaimState::Granted; 4]);
     let sent = all(&job.fingerprints(5..10), Outcome::Sent);

@@ -24,6 +24,7 @@ fn asked(key: &str, lists: &[(&str, u64)]) -> Asked {
         client_msg_no: key.to_owned(),
         sender: None,
         target: "im".to_owned(),
+        fallback: None,
         crowd: AudienceKind::Users,
         lists: lists
             .iter()

@@ -213,6 +213,8 @@ fn record(job: JobId, app: &str, client_msg_no: &str, target: &str, at_ms: u64) 
         tags: Vec::new(),
         callback_url: None,
         reply_to: None,
+        fallback: None,
+        sent_by_fallback: 0,
         pace: Pace::default(),
         waited_at_ms: None,
         template: None,
@@ -286,6 +288,7 @@ impl State {
             record.not_before_ms = submission.not_before_ms;
             record.expires_at_ms = submission.expires_at_ms;
             record.tags.clone_from(&submission.tags);
+            record.fallback.clone_from(&submission.fallback);
             self.begin(record);
         }
         let job = self.jobs.get_mut(&submission.job).expect("is there now");
@@ -409,7 +412,7 @@ impl State {
         let head = slice.head;
         if self.running(head.id).is_none() {
             let (app, no) = (&head.app, &head.client_msg_no);
-            let mut record = record(head.id, app, no, &head.target, head.accepted_at_ms);
+            let mut record = record(head.id, app, no, head.first_target(), head.accepted_at_ms);
             record.shape = slice.shape;
             self.begin(record);
         }
@@ -494,7 +497,11 @@ impl State {
             }
             // A late outcome wins over a claim of any owner: the message was sent.
             job.recipients.insert(*recipient, Held::Settled(*outcome));
-            *job.record_mut().accounts.of_mut(*outcome) += 1;
+            let record = job.record_mut();
+            *record.accounts.of_mut(*outcome) += 1;
+            if *outcome == Outcome::Sent && slice.head.fell_from.is_some() {
+                record.sent_by_fallback += 1;
+            }
             settled += 1;
         }
         // Of several ways to give up a claim, doubt wins.
