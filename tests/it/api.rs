@@ -413,8 +413,7 @@ async fn jobs_are_listed_and_explained(place: Place) {
     assert_eq!(names(&shell, "job"), ids[1..3]);
     let table = place.run(&["job", "list"]).await;
     assert_eq!(table.stdout.lines().count(), 7, "{}", table.stdout);
-    let widest = table.stdout.lines().map(|line| line.chars().count()).max();
-    assert!(widest <= Some(80), "{}", table.stdout);
+    assert!(!table.stdout.contains('…'), "cut: {}", table.stdout);
     let shown = place.run(&["job", "show", "later"]).await;
     assert!(
         shown

@@ -464,11 +464,12 @@ async fn serve_tells_every_mistake_of_its_configuration() {
     let finished = run_fanwise(&arguments, &[], b"", BOUND).await;
     assert_eq!(finished.code, Some(78), "{}", finished.stderr);
     for part in [
-        "3 problem(s)",
+        "4 problem(s)",
         "embedded.dirs",
         "`dir`",
         "gateway.token",
         "targets.im.type",
+        "targets.im.url: missing",
     ] {
         assert!(
             finished.stderr.contains(part),
