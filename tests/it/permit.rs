@@ -783,7 +783,7 @@ async fn a_gateway_without_credentials_is_refused_or_warned_of() {
     };
     let on_loopback = check("").await;
     assert_eq!(on_loopback.code, Some(0), "{}", on_loopback.stderr);
-    let warned = "warning: gateway.token: missing";
+    let warned = ": gateway.token: missing";
     assert!(
         on_loopback.stdout.contains(warned),
         "{}",
@@ -791,7 +791,7 @@ async fn a_gateway_without_credentials_is_refused_or_warned_of() {
     );
     let none = check("auth = \"none\"").await;
     assert_eq!(none.code, Some(0), "{}", none.stderr);
-    let warned = "warning: gateway.auth: every client that reaches";
+    let warned = ": gateway.auth: every client that reaches";
     assert!(none.stdout.contains(warned), "{}", none.stdout);
 
     // Only a gateway says so: a worker has none. Neither starts without a broker.
