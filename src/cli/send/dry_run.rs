@@ -69,7 +69,7 @@ fn shown(preview: &Preview) -> String {
             }),
             None,
         ) => format!("{text:?}"),
-        (Some(message), None) => serde_json::to_string(message).unwrap_or_default(),
+        (Some(message), None) => crate::json::text(message),
         (None, None) => String::new(),
     }
 }
