@@ -36,7 +36,7 @@ use crate::secret::Secret;
 use crate::service::BeforeAccept;
 use crate::service::admission::{Admission, Rules};
 use crate::service::api;
-use crate::service::control::{Facts, TargetFacts};
+use crate::service::control::{Facts, SharedLimit, TargetFacts};
 use crate::store;
 use crate::tls::ClientTls;
 use crate::version;
@@ -291,6 +291,7 @@ fn callbacks(config: &Config, trust: &Trust) -> BTreeMap<String, Callbacks<Clien
 
 /// The configuration of the targets and apps that operators can steer.
 pub fn facts(config: &Config) -> Result<Facts, Failure> {
+    let all = config;
     let targets = config.targets.iter().map(|(name, config)| {
         let target = build(name, config)?;
         let address = config.settings.address();
@@ -298,6 +299,9 @@ pub fn facts(config: &Config) -> Result<Facts, Failure> {
             system: config.settings.system().to_owned(),
             address: address.map(|(host, port)| format!("{host}:{port}")),
             limit: config.limit.or(target.profile().limit),
+            daily_limit: config.daily_limit,
+            sender_limit: config.sender_limit,
+            shared_limit: shared_limit(all, config),
             recipients_per_call: target.profile().recipients_per_call,
             on_uncertain: on_uncertain(config, &*target),
         };
@@ -307,12 +311,24 @@ pub fn facts(config: &Config) -> Result<Facts, Failure> {
     Ok(Facts {
         targets: targets.collect::<Result<_, Failure>>()?,
         apps: apps.map(|(name, app)| (name.clone(), app.limit)).collect(),
+        daily_limits: config
+            .apps
+            .iter()
+            .filter_map(|(name, app)| Some((name.clone(), app.daily_limit?)))
+            .collect(),
         windows: config
             .apps
             .iter()
             .filter_map(|(name, app)| Some((name.clone(), app.window.clone()?)))
             .collect(),
     })
+}
+
+/// The limit that a target has together with others.
+fn shared_limit(config: &Config, target: &TargetConfig) -> Option<SharedLimit> {
+    let name = target.shared_limit.clone()?;
+    let rate = *config.shared_limits.get(&name)?;
+    Some(SharedLimit { name, rate })
 }
 
 /// Builds the target of a name that the caller has checked.
@@ -361,6 +377,10 @@ fn target_runtime(
         window_calls: config.calls_in_flight.div_ceil(slices),
         slices,
         limit: config.limit.or(target.profile().limit),
+        daily_limit: config.daily_limit,
+        sender_limit: config.sender_limit,
+        shared_limit: None,
+        prices: config.prices.clone(),
         on_uncertain: on_uncertain(config, &*target),
         retry: retry.with(&config.retry),
         classes: config.classes.clone(),
@@ -392,7 +412,11 @@ fn context<S: Store>(
         .iter()
         .map(|(name, target)| {
             let slices = worker.slice_concurrency;
-            target_runtime(name, target, slices, config.retry, &metrics)
+            let runtime = target_runtime(name, target, slices, config.retry, &metrics)?;
+            Ok(TargetRuntime {
+                shared_limit: shared_limit(config, target),
+                ..runtime
+            })
         })
         .collect();
     let apps: BTreeMap<_, _> = config
@@ -402,6 +426,7 @@ fn context<S: Store>(
             let app = AppRuntime {
                 default_target: app.target.clone(),
                 limit: app.limit,
+                daily_limit: app.daily_limit,
                 window: app.window.clone(),
                 frequency_caps: app.frequency_caps.clone(),
                 retry: app.retry,

@@ -7,8 +7,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::domain::limits::{Cost, Grant, Tat};
-use crate::ports::{Limit, Scope};
+use crate::domain::limits::{Cost, Grant, LimitScope, Tat};
+use crate::ports::Limit;
 
 /// Above this number of limits, those with nothing booked are dropped.
 const LIMITS_KEPT: usize = 1000;
@@ -16,7 +16,7 @@ const LIMITS_KEPT: usize = 1000;
 /// A limit whose rate changes starts empty.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {
-    scope: Scope,
+    scope: LimitScope,
     name: String,
     units: u32,
     period: Duration,
@@ -62,7 +62,7 @@ impl Limits {
             tats.retain(|_, tat| tat.0 > now_us as f64);
         }
         let tat = tats.entry(Key::of(limit)).or_default();
-        tat.lease(&limit.rate, now_us, units, wait_max)
+        tat.lease_weighed(&limit.rate, limit.weight, now_us, units, wait_max)
     }
 
     /// The share of its burst that each limit has booked.
@@ -79,7 +79,7 @@ impl Limits {
     /// Returns units that were booked and not used.
     pub fn refund(&self, limit: &Limit<'_>, units: u32) {
         if let Some(tat) = self.tats.lock().get_mut(&Key::of(limit)) {
-            tat.refund(&limit.rate, units);
+            tat.refund(&limit.weighed(), units);
         }
     }
 }

@@ -53,6 +53,9 @@ pub struct Config {
     /// `[retry]`
     pub retry: RetryPolicy,
     pub targets: BTreeMap<String, TargetConfig>,
+    /// `[shared_limits]`: limits that several targets have together, by name, in calls unless they
+    /// say `per recipient`.
+    pub shared_limits: BTreeMap<String, Rate>,
     pub apps: BTreeMap<String, AppConfig>,
     pub log: LogConfig,
 }
@@ -158,6 +161,9 @@ pub struct AppConfig {
     pub target: Option<String>,
     /// `limit`: such as `"500/s"`, in recipients unless it says `per call`. Default none.
     pub limit: Option<Rate>,
+    /// `daily_limit`: a second limit, such as `"100000/day"`, whose units are spread over the day.
+    /// Default none.
+    pub daily_limit: Option<Rate>,
     /// `window`, `timezone`: the hours of the day in which its jobs are sent, such as
     /// `"09:00-21:00"` in `"Asia/Shanghai"` (UTC). Default none: always.
     pub window: Option<Window>,

@@ -16,6 +16,7 @@ use super::{apps, callbacks, endpoints, retry, servers, targets};
 use crate::domain::fairness::AppRules;
 use crate::domain::fields::suggestion;
 use crate::domain::job::{NAME_BYTES_MAX, wrong_id};
+use crate::domain::limits::Rate;
 use crate::domain::retry::RetryPolicy;
 use crate::domain::slice::SLICE_RECIPIENTS_MAX;
 use crate::im::ingress::DropInEndpoint;
@@ -24,6 +25,7 @@ use crate::telemetry::{LogFilter, LogFormat};
 pub(super) fn from_root(mut root: Section, findings: &mut Findings) -> Config {
     let retry = retry::from_section(root.section("retry", findings), findings);
     let targets = read_targets(&mut root, retry, findings);
+    let shared_limits = read_shared_limits(&mut root, &targets, findings);
     let config = Config {
         broker: servers::read_broker(root.section("broker", findings), findings),
         ledger: servers::read_ledger(root.section("ledger", findings), findings),
@@ -33,6 +35,7 @@ pub(super) fn from_root(mut root: Section, findings: &mut Findings) -> Config {
         worker: read_worker(root.section("worker", findings), findings),
         apps: read_apps(&mut root, &targets, retry, findings),
         targets,
+        shared_limits,
         retry,
         log: read_log(root.section("log", findings), findings),
     };
@@ -141,6 +144,38 @@ fn read_targets(
     targets
 }
 
+/// `[shared_limits]`: a rate for each name.
+fn read_shared_limits(
+    root: &mut Section,
+    targets: &BTreeMap<String, TargetConfig>,
+    findings: &mut Findings,
+) -> BTreeMap<String, Rate> {
+    let mut limits = BTreeMap::new();
+    for (name, text) in root.texts("shared_limits", findings) {
+        let key = format!("shared_limits.{name}");
+        check_name(&key, &name, findings);
+        match text.parse::<Rate>() {
+            Ok(rate) => drop(limits.insert(name, rate)),
+            Err(error) => findings.problem(key, error.to_string()),
+        }
+    }
+    for (target, config) in targets {
+        let Some(name) = config
+            .shared_limit
+            .as_ref()
+            .filter(|it| !limits.contains_key(*it))
+        else {
+            continue;
+        };
+        let hint = suggestion(name, limits.keys().map(String::as_str))
+            .map(|known| format!("; did you mean `{known}`?"))
+            .unwrap_or_default();
+        let what = format!("[shared_limits] has no {name:?}{hint}");
+        findings.problem(format!("targets.{target}.shared_limit"), what);
+    }
+    limits
+}
+
 fn read_apps(
     root: &mut Section,
     targets: &BTreeMap<String, TargetConfig>,
@@ -160,6 +195,7 @@ fn read_apps(
         let app = AppConfig {
             target,
             limit: section.rate("limit", findings),
+            daily_limit: section.daily_rate("daily_limit", findings),
             window: apps::read_window(&mut section, findings),
             frequency_caps: apps::read_frequency_caps(&mut section, findings),
             retry: retry::changes(&mut section, retry, findings),

@@ -9,7 +9,9 @@ use super::signatures::read_scheme;
 use super::{HOUR, MINUTE, SECOND, retry, servers};
 use crate::domain::breaker::BreakerRule;
 use crate::domain::codes::ClassByCode;
+use crate::domain::cost::{COST_MAX, Prices};
 use crate::domain::limits::Rate;
+use crate::domain::message::kinds;
 use crate::domain::outcome::{Class, OnUncertain};
 use crate::domain::retry::{RetryChanges, RetryPolicy};
 use crate::im::{TargetSettings, netease, openim, webhook, wukongim, yunxin};
@@ -28,6 +30,18 @@ pub struct TargetConfig {
     /// `limit`: a rate that all workers share, such as `"2000/s burst 200"`, in calls unless it
     /// says `per recipient`. Default: slightly less than the system allows; for most systems none.
     pub limit: Option<Rate>,
+    /// `daily_limit`: a second limit, such as `"100000/day"`, whose units are spread over the day. In
+    /// calls unless it says `per recipient`. Default none.
+    pub daily_limit: Option<Rate>,
+    /// `sender_limit`: the limit of each sender, such as `"10/s"`, in recipients unless it says `per
+    /// call`. Default none.
+    pub sender_limit: Option<Rate>,
+    /// `shared_limit`: the name of a limit in `[shared_limits]`, which several targets can name.
+    /// Default none.
+    pub shared_limit: Option<String>,
+    /// `cost`: the units that a message takes of these limits, by type, and `per_kilobyte` for each
+    /// further kilobyte. Default one unit a message.
+    pub prices: Prices,
     /// `on_uncertain`: `auto` (default: `retry` if the target is idempotent, else `hold`), `retry`,
     /// `hold` or `drop`.
     pub on_uncertain: Option<OnUncertain>,
@@ -136,6 +150,10 @@ fn read_as(
         call_timeout: section.duration("call_timeout", 10 * SECOND, call_timeout, findings),
         calls_in_flight: section.integer("calls_in_flight", 256, 1..=10_000, findings) as usize,
         limit: section.rate("limit", findings),
+        daily_limit: section.daily_rate("daily_limit", findings),
+        sender_limit: section.rate("sender_limit", findings),
+        shared_limit: section.optional_text("shared_limit", findings),
+        prices: read_prices(section, findings),
         on_uncertain: section
             .choice("on_uncertain", "auto", &policies, findings)
             .flatten(),
@@ -164,7 +182,8 @@ pub(super) fn check_applications(
     findings: &mut Findings,
 ) {
     let mut known = BTreeMap::new();
-    for (name, target) in targets.iter().filter(|(_, target)| target.limit.is_none()) {
+    let whole = |target: &TargetConfig| target.limit.is_none() && target.shared_limit.is_none();
+    for (name, target) in targets.iter().filter(|(_, target)| whole(target)) {
         // The vendor counts batches and single calls separately.
         let application = match &target.settings {
             TargetSettings::Netease(settings) => (&settings.app_key, "v1"),
@@ -175,7 +194,8 @@ pub(super) fn check_applications(
         if let Some(first) = known.insert(application, name) {
             let what = format!(
                 "the same application as targets.{first}; each has the application's whole limit, and \
-                 together they exceed it: use one target, or give both a `limit`"
+                 together they exceed it: use one target, or give both a `limit` or \
+                 a `shared_limit`"
             );
             findings.warning(format!("targets.{name}.app_key"), what);
         }
@@ -262,6 +282,31 @@ fn read_codes(
     }
     ClassByCode::new(entries)
 }
+
+/// `cost`: units by type of message, and `per_kilobyte`.
+fn read_prices(section: &mut Section, findings: &mut Findings) -> Prices {
+    let mut prices = Prices::default();
+    for (name, text) in section.texts("cost", findings) {
+        let key = section.key(&format!("cost.{name}"));
+        let units = text.parse().ok().filter(|it| (1..=COST_MAX).contains(it));
+        let Some(units) = units else {
+            let what = format!("a whole number, 1 to {COST_MAX}, is expected, not {text:?}");
+            findings.problem(key, what);
+            continue;
+        };
+        if name == PER_KILOBYTE {
+            prices.per_kilobyte = units;
+        } else if kinds().any(|kind| kind == name) {
+            prices.types.insert(name, units);
+        } else {
+            let known: Vec<_> = kinds().chain([PER_KILOBYTE]).collect();
+            findings.problem(key, format!("one of {} is expected", known.join(", ")));
+        }
+    }
+    prices
+}
+
+const PER_KILOBYTE: &str = "per_kilobyte";
 
 /// The class of an entry of a table.
 fn read_class(

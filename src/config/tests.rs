@@ -316,6 +316,22 @@ fn misspelt_keys_are_refused_with_a_suggestion() {
             "apps.shop.target: there is no [targets.imm]; did you mean `im`?",
         ),
         (
+            format!("{target}\nshared_limit = \"clod\"\n[shared_limits]\ncloud = \"5/s\""),
+            "targets.im.shared_limit: [shared_limits] has no \"clod\"; did you mean `cloud`?",
+        ),
+        (
+            format!("{target}\ndaily_limit = \"5/h\""),
+            "targets.im.daily_limit: a rate a day such as \"100000/day\" is expected, not \"5/h burst 1\"",
+        ),
+        (
+            format!("{target}\ncost = {{ image = 0 }}"),
+            "targets.im.cost.image: a whole number, 1 to 1000, is expected, not \"0\"",
+        ),
+        (
+            "[apps.shop.frequency_caps.news]\nmax = 3".to_owned(),
+            "apps.shop.frequency_caps.news.period: missing",
+        ),
+        (
             "[apps.shop]\nlimits = \"3/s\"".to_owned(),
             "apps.shop.limits: unknown key; did you mean `limit`?",
         ),

@@ -12,6 +12,8 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::directive::Scope;
+
 /// The thing that one unit of a rate counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cost {
@@ -19,6 +21,72 @@ pub enum Cost {
     PerCall,
     /// One recipient.
     PerRecipient,
+}
+
+/// What a limit is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum LimitScope {
+    /// One target.
+    Target,
+    App,
+    Job,
+    /// One sender at a target.
+    Sender,
+    /// Several targets together.
+    Shared,
+}
+
+impl LimitScope {
+    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
+
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+
+    /// Whether it holds up everything on the lanes of a target.
+    pub fn is_of_lane(self) -> bool {
+        match self {
+            Self::Target | Self::Shared => true,
+            Self::App | Self::Job | Self::Sender => false,
+        }
+    }
+
+    /// The thing that its units count, unless the rate says it.
+    pub fn usual_cost(self) -> Cost {
+        match self {
+            Self::Target | Self::Shared => Cost::PerCall,
+            Self::App | Self::Job | Self::Sender => Cost::PerRecipient,
+        }
+    }
+}
+
+impl From<Scope> for LimitScope {
+    fn from(scope: Scope) -> Self {
+        match scope {
+            Scope::Target => Self::Target,
+            Scope::App => Self::App,
+            Scope::Job => Self::Job,
+        }
+    }
+}
+
+/// The units of a limit that one message takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Weight {
+    pub units: u32,
+    /// The most that any message takes of the same limit.
+    pub max: u32,
+}
+
+impl Weight {
+    pub const ONE: Self = Self { units: 1, max: 1 };
+
+    /// How much further ahead, in µs, other messages may bring a limiter of this rate than those
+    /// that take one unit.
+    pub fn further_ahead_us(self, rate: &Rate) -> f64 {
+        f64::from(self.max.max(1) - 1) * rate.interval_us()
+    }
 }
 
 /// A rate with its burst: `"2000/s"`, `"2000/s burst 200"`, `"120/min per call"`, `"10/s per recipient"`.
@@ -49,6 +117,11 @@ impl Rate {
         }
     }
 
+    /// Whether it counts by the day.
+    pub fn is_daily(&self) -> bool {
+        self.period == Duration::from_secs(DAY_SECONDS)
+    }
+
     /// Microseconds between two units.
     pub fn interval_us(&self) -> f64 {
         self.period.as_micros() as f64 / f64::from(self.units)
@@ -65,10 +138,12 @@ impl Rate {
             return self;
         }
         let per_second = self.per_second() * share;
-        let periods = [1, 60, 3600].map(Duration::from_secs);
+        let periods = [1, 60, 3600, DAY_SECONDS].map(Duration::from_secs);
         let mut periods = periods.into_iter().filter(|it| *it >= self.period);
         let whole = |period: &Duration| per_second * period.as_secs_f64() >= WHOLE_UNITS;
-        let period = periods.find(whole).unwrap_or(Duration::from_secs(3600));
+        let period = periods
+            .find(whole)
+            .unwrap_or(Duration::from_secs(DAY_SECONDS));
         Self {
             units: ((per_second * period.as_secs_f64()).round() as u32).max(1),
             period,
@@ -77,11 +152,30 @@ impl Rate {
         }
     }
 
+    /// The rate of messages that cost so many units each, with the same limiter: a unit of the
+    /// result is as long as that many units of this rate.
+    pub fn weighed(self, weight: Weight) -> Self {
+        Self {
+            period: self.period * weight.units.max(1),
+            ..self
+        }
+    }
+
+    /// The burst in units that weigh so much. A message starts as soon as one unit of the rate is
+    /// free, whatever it costs, so that light messages do not keep dear ones waiting for ever. A
+    /// limit is exceeded by less than one message, for which later ones wait.
+    pub fn burst_weighed(&self, weight: Weight) -> f64 {
+        let units = f64::from(weight.units.max(1));
+        (f64::from(self.burst) + units - 1.0) / units
+    }
+
     /// The units to lease at once: 50 ms of the rate, at least one, at most `want`.
     pub fn lease_units(&self, want: u32) -> u32 {
         ((self.per_second() * 0.05) as u32).clamp(1, want.max(1))
     }
 }
+
+const DAY_SECONDS: u64 = 24 * 3600;
 
 /// Units that a scaled rate has at least, so that rounding costs it little.
 const WHOLE_UNITS: f64 = 10.0;
@@ -106,6 +200,7 @@ impl FromStr for Rate {
             "s" | "sec" | "second" => Duration::from_secs(1),
             "min" | "minute" => Duration::from_secs(60),
             "h" | "hour" => Duration::from_secs(3600),
+            "d" | "day" => Duration::from_secs(DAY_SECONDS),
             _ => return Err(wrong()),
         };
         if !(1..=10_000_000).contains(&units) {
@@ -137,6 +232,7 @@ impl fmt::Display for Rate {
         let period = match self.period.as_secs() {
             1 => "s",
             60 => "min",
+            DAY_SECONDS => "day",
             _ => "h",
         };
         write!(f, "{}/{period} burst {}", self.units, self.burst)?;
@@ -193,10 +289,25 @@ impl Tat {
     ///
     /// Callers that ask while others wait are served in the order in which they ask.
     pub fn lease(&mut self, rate: &Rate, now_us: u64, want: u32, wait_max: Duration) -> Grant {
+        self.lease_weighed(rate, Weight::ONE, now_us, want, wait_max)
+    }
+
+    /// The same for messages that take several units each.
+    pub fn lease_weighed(
+        &mut self,
+        rate: &Rate,
+        weight: Weight,
+        now_us: u64,
+        want: u32,
+        wait_max: Duration,
+    ) -> Grant {
+        let (further, burst) = (weight.further_ahead_us(rate), rate.burst_weighed(weight));
+        let rate = &rate.weighed(weight);
         let (interval, now) = (rate.interval_us(), now_us as f64);
-        let tolerance = f64::from(rate.burst) * interval;
+        let tolerance = burst * interval;
         let wait_max = wait_max.as_micros() as f64;
-        let tat = self.started(rate, now, wait_max, want);
+        let ahead_max = wait_max + burst.max(1.0) * interval + f64::from(want) * interval + further;
+        let tat = self.started(now, tolerance, ahead_max);
         // A batch of `units` ends at tat + units × interval. It may start once that is at most
         // `tolerance` ahead of the clock. The first unit decides whether anything is granted.
         let first = (tat + interval - tolerance - now).max(0.0);
@@ -217,9 +328,10 @@ impl Tat {
     /// How much of the burst is booked: 0 when the limiter is idle, 1 when the next unit has to
     /// wait.
     pub fn booked(self, rate: &Rate, now_us: u64) -> f64 {
-        let now = now_us as f64;
-        let tat = self.started(rate, now, 0.0, 1);
-        (tat - now) / (f64::from(rate.burst) * rate.interval_us())
+        let (now, interval) = (now_us as f64, rate.interval_us());
+        let tolerance = f64::from(rate.burst) * interval;
+        let tat = self.started(now, tolerance, tolerance + interval);
+        (tat - now) / tolerance
     }
 
     /// Returns units that were booked and not used.
@@ -229,14 +341,11 @@ impl Tat {
 
     /// An idle limiter starts from now. A TAT far in the future comes from a faster clock or a
     /// lower rate and is moved back to one full burst ahead.
-    fn started(self, rate: &Rate, now: f64, wait_max: f64, want: u32) -> f64 {
-        let ahead_max = wait_max
-            + f64::from(rate.burst.max(1)) * rate.interval_us()
-            + f64::from(want) * rate.interval_us();
+    fn started(self, now: f64, tolerance: f64, ahead_max: f64) -> f64 {
         if self.0 < now {
             now
         } else if self.0 > now + ahead_max.max(60e6) {
-            now + f64::from(rate.burst) * rate.interval_us()
+            now + tolerance
         } else {
             self.0
         }
@@ -284,6 +393,7 @@ mod tests {
             "2000/s burst 200",
             "120/min burst 1 per call",
             "7/h burst 3 per recipient",
+            "100000/day burst 1",
         ] {
             assert_eq!(rate(text).to_string(), text);
         }
@@ -292,7 +402,7 @@ mod tests {
             "",
             "2000",
             "0/s",
-            "5/day",
+            "5/week",
             "5/s burst",
             "5/s per cow",
             "-1/s",
@@ -325,6 +435,23 @@ mod tests {
         assert_eq!(tat.booked(&rate, 1_100_000), 0.8);
     }
 
+    /// A limit a day grants its units one by one, over the whole day.
+    #[test]
+    fn a_limit_a_day_is_spread_over_the_day() {
+        let rate = rate("86400/day");
+        assert_eq!(rate.interval_us(), 1e6);
+        let (mut tat, mut starts) = (Tat::default(), 0);
+        for second in 0..3600 {
+            let grant = tat.lease(&rate, second * 1_000_000, 100, Duration::ZERO);
+            if let Grant::Units { units, .. } = grant {
+                assert_eq!(units, 1);
+                starts += 1;
+            }
+        }
+        assert_eq!(starts, 3600);
+        assert_eq!(rate.scaled(0.5).per_second(), 0.5);
+    }
+
     #[test]
     fn refunded_units_are_granted_again() {
         let rate = rate("10/s burst 5");
@@ -342,6 +469,37 @@ mod tests {
     }
 
     proptest! {
+        /// Messages of several prices share one limiter: in any window, their units together are at
+        /// most rate × t + burst, plus one message of each price across its edges.
+        #[test]
+        fn messages_of_several_prices_keep_one_limit(
+            units in 1u32..500, burst in 1u32..50,
+            asks in prop::collection::vec((0u64..200_000, 1u32..5, 1u32..60), 1..200),
+        ) {
+            let rate = Rate { units, period: Duration::from_secs(1), burst, cost: None };
+            let (mut tat, mut now) = (Tat::default(), 1_000_000);
+            let mut starts: Vec<(u64, u32)> = Vec::new();
+            let wait_max = Duration::from_millis(500);
+            for (gap, want, weight) in asks {
+                now += gap;
+                if let Grant::Units { units, after } = tat.lease_weighed(&rate, Weight { units: weight, max: 60 }, now, want, wait_max) {
+                    starts.push((now + after.as_micros() as u64, units * weight));
+                }
+            }
+            starts.sort();
+            let most_at_once = f64::from(starts.iter().map(|(_, units)| *units).max().unwrap_or(0));
+            for (first, _) in &starts {
+                for window in [1_000u64, 50_000, 1_000_000] {
+                    let started: u64 = starts.iter()
+                        .filter(|(at, _)| at >= first && *at < first + window)
+                        .map(|(_, units)| u64::from(*units)).sum();
+                    let bound = window as f64 / rate.interval_us()
+                        + f64::from(burst) + 2.0 * most_at_once + 60.0;
+                    prop_assert!(started as f64 <= bound, "{started} in {window} µs, bound {bound}");
+                }
+            }
+        }
+
         /// For any requests, every window starts at most rate × t + burst units, plus the lease
         /// across its edge.
         #[test]

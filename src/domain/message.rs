@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-pub use self::kinds::NotAMessage;
+pub use self::kinds::{NotAMessage, kinds};
 
 /// Largest `text` of a message, in bytes. The tightest documented limit among the targets is 5,000
 /// characters (NetEase); a target's own limit is checked when the job is accepted.

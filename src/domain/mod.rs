@@ -19,6 +19,8 @@ pub mod breaker;
 mod canonical;
 /// Gives the codes of a backend another class, as a target configures it.
 pub mod codes;
+/// What a message costs, in units of the limits of its target.
+pub mod cost;
 /// One delivery of a slice: the state of each of its recipients.
 pub mod delivery;
 /// Directives: pause, cancel and re-rate, and what they mean for a slice.

@@ -17,8 +17,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use super::directive::Scope;
-use super::limits::{Cost, Grant, Rate};
+use super::limits::{Cost, Grant, LimitScope, Rate, Weight};
 
 /// How long units may be used after they were leased, and again after a slice got them.
 pub const KEPT: Duration = Duration::from_millis(100);
@@ -32,11 +31,13 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(1);
 /// One limit. A limit whose rate changes is another one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LimitKey {
-    pub scope: Scope,
-    /// Name of the target, app or job.
+    pub scope: LimitScope,
+    /// Name of the target, app, job or shared limit, or target and sender.
     pub name: String,
     pub rate: Rate,
     pub cost: Cost,
+    /// The units of the rate that one unit takes here. All weights of a limit share its limiter.
+    pub weight: Weight,
     /// This process keeps the limit alone, because the ledger is down.
     pub alone: bool,
 }
@@ -55,6 +56,11 @@ impl LimitKey {
             Cost::PerCall => units.saturating_mul(per_call),
             Cost::PerRecipient => units,
         }
+    }
+
+    /// The most units to lease at once.
+    fn lease_units_max(&self) -> u32 {
+        self.rate.weighed(self.weight).lease_units(u32::MAX)
     }
 }
 
@@ -308,7 +314,7 @@ impl<W> Throttle<W> {
             if short == 0 && (pool.ahead == 0 || have >= pool.ahead.div_ceil(2)) {
                 continue;
             }
-            let most = limit.rate.lease_units(u32::MAX).saturating_sub(have);
+            let most = limit.lease_units_max().saturating_sub(have);
             let want = short.saturating_add(pool.ahead.saturating_sub(have));
             let units = want.min(most).max(full_call.min(short));
             if units == 0 {
@@ -332,7 +338,7 @@ impl<W> Throttle<W> {
         let after = match grant {
             Grant::Units { units, after } => {
                 pool.units += i64::from(units);
-                let most = block.limit.rate.lease_units(u32::MAX);
+                let most = block.limit.lease_units_max();
                 pool.ahead = match after.is_zero() && units >= block.units {
                     true => block.units.max(pool.ahead.saturating_mul(2)).min(most),
                     false => 0,
@@ -342,7 +348,7 @@ impl<W> Throttle<W> {
             Grant::Later { after } => after,
         };
         pool.ahead = 0;
-        if block.limit.scope == Scope::Target {
+        if block.limit.scope.is_of_lane() {
             // It holds up the whole lane, so the slices may as well wait here.
             pool.closed_until = now + after;
             return Vec::new();

@@ -12,6 +12,7 @@ use super::{APPS_MAX, Metrics, OTHER};
 use crate::domain::announce::EventKind;
 use crate::domain::directive::Kind;
 use crate::domain::lane::Priority;
+use crate::domain::limits::LimitScope;
 use crate::domain::outcome::{Class, OnUncertain, Outcome};
 use crate::ports::{ParkReason, Scope};
 
@@ -153,7 +154,7 @@ impl Metrics {
         self.jobs_abandoned.inc();
     }
 
-    pub fn throttled(&self, scope: Scope, limited: bool) {
+    pub fn throttled(&self, scope: LimitScope, limited: bool) {
         let result = if limited { "limited" } else { "allowed" };
         self.throttle
             .with_label_values(&[scope.as_str(), result])

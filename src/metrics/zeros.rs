@@ -8,8 +8,9 @@ use super::labels::{
 use super::record::{CLAIM_STATES, TargetMetrics};
 use crate::domain::announce::EventKind;
 use crate::domain::lane::Priority;
+use crate::domain::limits::LimitScope;
 use crate::domain::outcome::{Class, OnUncertain, Outcome};
-use crate::ports::{ParkReason, Scope};
+use crate::ports::ParkReason;
 use crate::version::COMMIT;
 
 impl Metrics {
@@ -25,7 +26,7 @@ impl Metrics {
                 .with_label_values(&[step.as_str()])
                 .inc_by(0);
         }
-        for &scope in Scope::ALL {
+        for &scope in LimitScope::ALL {
             for result in ["allowed", "limited"] {
                 self.throttle
                     .with_label_values(&[scope.as_str(), result])

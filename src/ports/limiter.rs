@@ -7,8 +7,7 @@ use std::time::Duration;
 use strum::{IntoStaticStr, VariantArray};
 
 use super::LedgerError;
-use crate::domain::directive::Scope;
-use crate::domain::limits::{Cost, Grant, Rate};
+use crate::domain::limits::{Cost, Grant, LimitScope, Rate, Weight};
 
 /// Token buckets and parked targets, shared by all workers.
 pub trait Limiter: Clone + Send + Sync + 'static {
@@ -55,11 +54,20 @@ pub trait Limiter: Clone + Send + Sync + 'static {
 /// One limit that calls must respect. Its units are calls or recipients, as its cost says.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit<'a> {
-    pub scope: Scope,
-    /// Name of the target, app or job.
+    pub scope: LimitScope,
+    /// Name of the target, app, job or shared limit, or target and sender.
     pub name: &'a str,
     pub rate: Rate,
     pub cost: Cost,
+    /// The units of the rate that one unit takes here. All weights of a limit share its limiter.
+    pub weight: Weight,
+}
+
+impl Limit<'_> {
+    /// The rate of units that weigh so much.
+    pub fn weighed(&self) -> Rate {
+        self.rate.weighed(self.weight)
+    }
 }
 
 /// A parked target, and why it is parked.

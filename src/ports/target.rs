@@ -35,6 +35,11 @@ pub trait Target: Send + Sync + 'static {
         RefusalKind::Other
     }
 
+    /// The sender of a job, the target's own if the job names none; empty where there is none.
+    fn sender<'a>(&'a self, head: &'a Head) -> &'a str {
+        head.sender.as_deref().unwrap_or_default()
+    }
+
     /// The sender of a job, where a configuration fault with this code may be its fault alone.
     /// `None`: the fault is that of the account.
     fn sender_at_fault<'a>(&'a self, _head: &'a Head, _code: &str) -> Option<&'a str> {

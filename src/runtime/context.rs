@@ -23,6 +23,7 @@ use super::standstills::TargetStandstills;
 use super::under_way::CallsUnderWay;
 use crate::clock::now_ms;
 use crate::domain::codes::ClassByCode;
+use crate::domain::cost::Prices;
 use crate::domain::directive::{Board, Directive, Kind, Subject};
 use crate::domain::fairness::AppRules;
 use crate::domain::frequency_cap::FrequencyCap;
@@ -41,6 +42,7 @@ use crate::limits::Limits;
 use crate::metrics::{AppMetrics, LedgerStep, Metrics, TargetMetrics};
 use crate::ports::{Directed, LedgerError, Park, ParkReason, Scope, Store, Target, Transport};
 use crate::service::admission::Rules;
+use crate::service::control::SharedLimit;
 
 /// The settings of a worker. `config` holds their defaults and bounds.
 #[derive(Clone, Debug)]
@@ -81,6 +83,14 @@ pub struct TargetRuntime {
     /// Slices that make calls at a time, without those of the express lane.
     pub slices: usize,
     pub limit: Option<Rate>,
+    /// A second limit, a day; see [`Rate`].
+    pub daily_limit: Option<Rate>,
+    /// The limit of each of its senders.
+    pub sender_limit: Option<Rate>,
+    /// The limit that it has together with other targets.
+    pub shared_limit: Option<SharedLimit>,
+    /// What a message costs in units of these limits.
+    pub prices: Prices,
     pub on_uncertain: OnUncertain,
     /// How its recipients are retried, unless the app says otherwise.
     pub retry: RetryPolicy,
@@ -125,6 +135,8 @@ impl TargetRuntime {
 pub struct AppRuntime {
     pub default_target: Option<String>,
     pub limit: Option<Rate>,
+    /// A second limit, a day.
+    pub daily_limit: Option<Rate>,
     /// The sending hours of all its jobs.
     pub window: Option<Window>,
     /// By category of message.

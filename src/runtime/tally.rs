@@ -34,20 +34,38 @@ impl<S: Store, T> Context<S, T> {
         let board = board.borrow();
         let mut limits = Vec::new();
         for (name, target) in &self.targets {
-            if let Some(rate) = board.rate(Scope::Target, name, target.limit, now) {
-                let per_call = target.target.profile().recipients_per_call;
-                let cost = rate.cost.unwrap_or(Cost::PerCall);
-                limits.push((Scope::Target, &**name, per_second(rate, cost, per_call)));
+            let per_call = target.target.profile().recipients_per_call;
+            let rates = [
+                board.rate(Scope::Target, name, target.limit, now),
+                target.daily_limit,
+                target.shared_limit.as_ref().map(|shared| shared.rate),
+            ];
+            if let Some(least) = least(rates, Cost::PerCall, per_call) {
+                limits.push((Scope::Target, &**name, least));
             }
         }
         for (name, app) in self.apps.iter().take(APPS_MAX) {
-            if let Some(rate) = board.rate(Scope::App, name, app.limit, now) {
-                let cost = rate.cost.unwrap_or(Cost::PerRecipient);
-                limits.push((Scope::App, &**name, per_second(rate, cost, 1)));
+            let rates = [
+                board.rate(Scope::App, name, app.limit, now),
+                app.daily_limit,
+            ];
+            if let Some(least) = least(rates, Cost::PerRecipient, 1) {
+                limits.push((Scope::App, &**name, least));
             }
         }
         self.metrics.limits(&limits);
     }
+}
+
+/// The recipients a second that the lowest of these limits permits.
+fn least<const N: usize>(
+    rates: [Option<Rate>; N],
+    usual: Cost,
+    recipients_per_call: usize,
+) -> Option<f64> {
+    let rates = rates.into_iter().flatten();
+    let each = rates.map(|rate| per_second(rate, rate.cost.unwrap_or(usual), recipients_per_call));
+    each.reduce(f64::min)
 }
 
 fn per_second(rate: Rate, cost: Cost, recipients_per_call: usize) -> f64 {

@@ -171,7 +171,7 @@ impl JobKeys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ports::Scope;
+    use crate::domain::limits::{LimitScope, Weight};
 
     #[test]
     fn keys_of_one_job_share_a_hash_tag() {
@@ -191,10 +191,11 @@ mod tests {
     fn another_rate_is_another_limiter() {
         let key = |text: &str| {
             Keys::new("p").limit(&Limit {
-                scope: Scope::App,
+                scope: LimitScope::App,
                 name: "shop",
                 rate: text.parse().unwrap(),
                 cost: Cost::PerCall,
+                weight: Weight::ONE,
             })
         };
         assert_eq!(

@@ -27,12 +27,13 @@ impl Limiter for Store {
         units: u32,
         wait_max: Duration,
     ) -> Result<Grant, LedgerError> {
-        let mut call = Call::new(&LEASE, 1, 4, 256);
+        let mut call = Call::new(&LEASE, 1, 5, 256);
         call.push(self.0.keys.limit(limit))
             .push(units)
             .push(micros(wait_max))
-            .push(limit.rate.interval_us())
-            .push(limit.rate.burst);
+            .push(limit.weighed().interval_us())
+            .push(limit.rate.burst_weighed(limit.weight))
+            .push(limit.weight.further_ahead_us(&limit.rate));
         let reply: Vec<u64> =
             redis::from_redis_value(self.0.connection.call(&call).await?).map_err(broken)?;
         let [units, after, _now] = reply[..] else {
@@ -49,7 +50,7 @@ impl Limiter for Store {
         let mut call = Call::new(&REFUND, 1, 2, 256);
         call.push(self.0.keys.limit(limit))
             .push(units)
-            .push(limit.rate.interval_us());
+            .push(limit.weighed().interval_us());
         self.0.connection.call(&call).await?;
         Ok(())
     }

@@ -48,11 +48,12 @@ use crate::domain::fields::{Problem, shorten, summary};
 use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
 use crate::domain::job::NAME_BYTES_MAX;
 use crate::domain::lane::Lane;
-use crate::domain::limits::Rate;
+use crate::domain::limits::{Rate, Weight};
 use crate::domain::outcome::{Class, OnUncertain, Outcome, TargetAnswer, Verdict};
 use crate::domain::personal::Personal;
 use crate::domain::schedule::{Schedule, rung};
 use crate::domain::slice::{BUCKETS_MAX, SLICE_VERSION, Slice};
+use crate::domain::throttle::LimitKey;
 use crate::domain::window::Window;
 use crate::metrics::LedgerStep;
 use crate::ports::{
@@ -226,8 +227,12 @@ struct DeliveryScope<'a, S, T, P> {
     fingerprints: Vec<Fingerprint>,
     /// The job id as text, which is the name of the job's own limit.
     job: String,
-    /// The configured limits of the target, the app and the job.
+    /// The configured limits of the target, the app and the job, which operators can change.
     rates: [Option<Rate>; 3],
+    /// The other limits that apply.
+    further: Vec<LimitKey>,
+    /// What the message costs in units of the limits of its target.
+    weight: Weight,
     fail_open: bool,
     /// The frequency cap of the job's category.
     cap: Option<Cap>,
@@ -252,6 +257,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         let fingerprinter = Fingerprinter::new(&context.settings.fingerprint_secret, slice.head.id);
         let app = context.apps.get(&slice.head.app);
         let retry = app.map_or(target.retry, |app| target.retry.with(&app.retry));
+        let weight = target.prices.of(&slice.head.content);
         let per_call = match personal {
             Some(_) => 1,
             None => target.recipients_per_call(&slice.head),
@@ -267,6 +273,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
                 .collect(),
             job: slice.head.id.to_string(),
             rates: [target.limit, app.and_then(|app| app.limit), slice.head.rate],
+            further: limits::further(&target, &slice.head, app, weight),
+            weight,
             fail_open: app.is_some_and(|app| app.fail_open),
             cap: Cap::of(&slice.head, app, &context.settings),
             app_window: app.and_then(|app| app.window.clone()),
@@ -321,13 +329,15 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         Some(Duration::from_millis(at?.saturating_sub(now_ms())))
     }
 
-    /// Whether the directives let a call leave; asked before each call. If no directive has changed
-    /// since the last check, this costs one comparison.
-    fn may_leave(&self, directives: &watch::Receiver<Board>) -> bool {
+    /// Whether the directives let a call leave; asked before each call. A call without units of any
+    /// limit does not leave when the first limit has been set. If no directive has changed since the
+    /// last check, this costs one comparison.
+    fn may_leave(&self, directives: &watch::Receiver<Board>, has_units: bool) -> bool {
         if !directives.has_changed().unwrap_or(false) {
             return true;
         }
-        self.control(&directives.borrow()).go == Go::On
+        let control = self.control(&directives.borrow());
+        control.go == Go::On && (has_units || !self.is_limited(&control))
     }
 
     /// When the sending hours of the job and the app begin, unless it is within them.
@@ -368,7 +378,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             };
         }
         let started = Instant::now();
-        if !self.may_leave(&directives)
+        if !self.may_leave(&directives, until.is_some())
             || self.opens_ms(now_ms()).is_some()
             || until.is_some_and(|until| started >= until)
         {

@@ -185,5 +185,6 @@ fn port(limit: &LimitKey) -> Limit<'_> {
         name: &limit.name,
         rate: limit.rate,
         cost: limit.cost,
+        weight: limit.weight,
     }
 }

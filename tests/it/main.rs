@@ -47,6 +47,8 @@ mod hindrances;
 mod hours;
 /// Redis behind Sentinels, Redis Cluster, TLS to Redis: what the ledger does when servers change.
 mod ledger_servers;
+/// Limits that several jobs, targets or senders have together, and the first limit of a job.
+mod limits;
 /// A broker and a store in memory, with faults on demand; `tests/schedules` uses them too.
 mod memory;
 /// An earlier version of Fanwise beside this one.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use fanwise::domain::accounts::Accounts;
 use fanwise::domain::ids::{Fingerprint, Owner, SliceId};
-use fanwise::domain::limits::{Cost, Grant, Rate, Tat};
+use fanwise::domain::limits::{Cost, Grant, Rate, Tat, Weight};
 use fanwise::domain::outcome::{Class, Outcome};
 use fanwise::domain::slice::Shape;
 use fanwise::domain::trail::{Origin, TrailEntry};
@@ -727,7 +727,8 @@ async fn compare(bench: &Bench, asked: &Asked) {
     call.arg(asked.units)
         .arg(asked.wait_max.as_micros() as u64)
         .arg(asked.rate.interval_us())
-        .arg(asked.rate.burst);
+        .arg(asked.rate.burst)
+        .arg(Weight::ONE.further_ahead_us(&asked.rate));
     let (units, after, now): (u64, u64, u64) = call.invoke_async(redis).await.unwrap();
     let after = Duration::from_micros(after);
     let grant = match units as u32 {

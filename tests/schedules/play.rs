@@ -10,6 +10,7 @@ use bytes::Bytes;
 use fanwise::clock;
 use fanwise::domain::breaker::BreakerRule;
 use fanwise::domain::codes::ClassByCode;
+use fanwise::domain::cost::Prices;
 use fanwise::domain::directive::{Action, Directive, Scope, Subject};
 use fanwise::domain::ids::JobId;
 use fanwise::domain::lane::Priority;
@@ -264,6 +265,10 @@ pub(crate) fn target(
         window_calls: plan.window_calls,
         slices: 2,
         limit: plan.limit.map(|limit| limit.parse().unwrap()),
+        daily_limit: None,
+        sender_limit: None,
+        shared_limit: None,
+        prices: Prices::default(),
         on_uncertain: plan.on_uncertain,
         retry: RetryPolicy {
             attempts_max: plan.attempts_max,

@@ -374,6 +374,20 @@ impl Section {
         self.value(name, None, show, expected, parse, findings)
     }
 
+    /// A rate a day.
+    pub(in crate::config) fn daily_rate(
+        &mut self,
+        name: &'static str,
+        findings: &mut Findings,
+    ) -> Option<Rate> {
+        let rate = self.rate(name, findings)?;
+        if !rate.is_daily() {
+            let what = format!("a rate a day such as \"100000/day\" is expected, not \"{rate}\"");
+            findings.problem(self.key(name), what);
+        }
+        Some(rate)
+    }
+
     /// One of several words.
     pub(in crate::config) fn choice<T: Copy>(
         &mut self,

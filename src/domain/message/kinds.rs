@@ -39,6 +39,14 @@ const KINDS: [(&str, &[&str], &[&str]); 10] = [
     ("raw", &["data"], &[]),
 ];
 
+/// The names of all types of content, in documents and in prices.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    KINDS.iter().map(|(kind, ..)| *kind).chain([NATIVE])
+}
+
+/// The type of a message that has only native fields.
+const NATIVE: &str = "native";
+
 impl MessageDocument {
     /// The names of the type's fields that are set.
     fn set(&self) -> impl Iterator<Item = &'static str> {

@@ -3,15 +3,16 @@ use proptest::prelude::*;
 use super::super::limits::Tat;
 use super::*;
 
-fn limit(scope: Scope, name: &str, rate: &str) -> LimitKey {
+fn limit(scope: LimitScope, name: &str, rate: &str) -> LimitKey {
     LimitKey {
         scope,
         name: name.to_owned(),
         rate: rate.parse().unwrap(),
         cost: match scope {
-            Scope::Target => Cost::PerCall,
+            LimitScope::Target => Cost::PerCall,
             _ => Cost::PerRecipient,
         },
+        weight: Weight::ONE,
         alone: false,
     }
 }
@@ -58,10 +59,10 @@ fn lease_all(throttle: &mut Throttle<char>, now: Duration) -> Vec<(char, u32)> {
 /// A slice gets units of all its limits, or waits; what one limit has stays for others.
 #[test]
 fn limits_agree_or_nothing_is_taken() {
-    let target = limit(Scope::Target, "im", "1000/s");
+    let target = limit(LimitScope::Target, "im", "1000/s");
     let (a, b) = (
-        limit(Scope::App, "a", "1000/s"),
-        limit(Scope::App, "b", "1000/s"),
+        limit(LimitScope::App, "a", "1000/s"),
+        limit(LimitScope::App, "b", "1000/s"),
     );
     let mut throttle = Throttle::default();
     throttle.wait(ask(&[&target, &a], 10, 1), 'a', NOW);
@@ -90,7 +91,7 @@ fn limits_agree_or_nothing_is_taken() {
 /// limit grants less.
 #[test]
 fn a_call_is_filled_where_the_limit_allows() {
-    let app = limit(Scope::App, "a", "500/s");
+    let app = limit(LimitScope::App, "a", "500/s");
     let mut throttle = Throttle::default();
     throttle.wait(ask(&[&app], 300, 100), 'a', NOW);
     let block = throttle.to_lease(NOW).remove(0);
@@ -111,7 +112,7 @@ fn a_call_is_filled_where_the_limit_allows() {
 /// Once the limit makes it wait, it leases only what is needed.
 #[test]
 fn units_are_leased_ahead_while_the_limit_does_not_bind() {
-    let target = limit(Scope::Target, "im", "10000/s");
+    let target = limit(LimitScope::Target, "im", "10000/s");
     let mut throttle = Throttle::default();
     let mut blocks = Vec::new();
     for _ in 0..200 {
@@ -147,8 +148,8 @@ fn units_are_leased_ahead_while_the_limit_does_not_bind() {
 #[test]
 fn unused_units_go_back() {
     let (target, app) = (
-        limit(Scope::Target, "im", "1000/s"),
-        limit(Scope::App, "a", "1000/s"),
+        limit(LimitScope::Target, "im", "1000/s"),
+        limit(LimitScope::App, "a", "1000/s"),
     );
     let mut throttle = Throttle::default();
     throttle.wait(ask(&[&target, &app], 30, 10), 'a', NOW);
@@ -159,7 +160,7 @@ fn unused_units_go_back() {
     let mut unused = throttle.unused(NOW + KEPT);
     unused.sort_by_key(|block| block.units);
     let units: Vec<_> = unused.iter().map(|it| (it.limit.scope, it.units)).collect();
-    assert_eq!(units, [(Scope::Target, 1), (Scope::App, 10)]);
+    assert_eq!(units, [(LimitScope::Target, 1), (LimitScope::App, 10)]);
     assert!(throttle.unused(NOW + KEPT).is_empty());
     throttle.unused(NOW + FORGOTTEN_AFTER);
     assert!(throttle.pools.is_empty());
@@ -180,7 +181,7 @@ fn unused_units_go_back() {
 /// for a second that is over.
 #[test]
 fn units_from_before_a_standstill_are_not_used() {
-    let target = limit(Scope::Target, "im", "1000/s");
+    let target = limit(LimitScope::Target, "im", "1000/s");
     let one = ask(&[&target], 10, 1);
     for (late, given_back) in [(KEPT, 20), (2 * KEPT, 0)] {
         let mut throttle = Throttle::default();
@@ -214,8 +215,8 @@ fn units_from_before_a_standstill_are_not_used() {
 #[test]
 fn the_limit_of_an_app_frees_the_places_of_its_slices() {
     let (target, app) = (
-        limit(Scope::Target, "im", "1/min"),
-        limit(Scope::App, "a", "1/min"),
+        limit(LimitScope::Target, "im", "1/min"),
+        limit(LimitScope::App, "a", "1/min"),
     );
     let later = Grant::Later {
         after: Duration::from_secs(30),
@@ -240,7 +241,7 @@ fn the_limit_of_an_app_frees_the_places_of_its_slices() {
 /// Small jobs go first, and the others get every fourth grant. Who leaves does not count.
 #[test]
 fn small_jobs_go_first_and_starve_none() {
-    let target = limit(Scope::Target, "im", "20/s");
+    let target = limit(LimitScope::Target, "im", "20/s");
     let mut throttle = Throttle::default();
     let one = ask(&[&target], 1, 1);
     let small = Ask {
@@ -268,7 +269,7 @@ fn small_jobs_go_first_and_starve_none() {
 /// Calls that were split take more units than were granted; the next block covers them.
 #[test]
 fn what_was_overdrawn_is_paid_by_the_next_block() {
-    let target = limit(Scope::Target, "im", "100/s");
+    let target = limit(LimitScope::Target, "im", "100/s");
     let one = ask(&[&target], 1, 1);
     let mut throttle = Throttle::default();
     throttle.wait(one.clone(), 'a', NOW);
@@ -297,7 +298,7 @@ proptest! {
         asks in prop::collection::vec((0u64..60, 1u32..64, any::<bool>(), 0u32..8), 1..150),
     ) {
         let rate = Rate { units, period: Duration::from_secs(1), burst, cost: None };
-        let limit = LimitKey { rate, ..limit(Scope::App, "a", "1/s") };
+        let limit = LimitKey { rate, ..limit(LimitScope::App, "a", "1/s") };
         let mut tat = Tat::default();
         let mut workers = [Throttle::default(), Throttle::default()];
         // Blocks that may be used from a time on.

@@ -74,11 +74,6 @@ impl NetEase {
         }
     }
 
-    fn sender<'a>(&'a self, head: &'a Head) -> &'a str {
-        let sender = head.sender.as_deref().or(self.settings.sender.as_deref());
-        sender.unwrap_or_default()
-    }
-
     /// The fields that all calls of a job share.
     fn form(&self, head: &Head) -> Form {
         let options = &head.options;
@@ -249,6 +244,11 @@ impl Target for NetEase {
 
     fn refusal_kind(&self, code: &str) -> RefusalKind {
         code::refusal_kind(code)
+    }
+
+    fn sender<'a>(&'a self, head: &'a Head) -> &'a str {
+        let sender = head.sender.as_deref().or(self.settings.sender.as_deref());
+        sender.unwrap_or_default()
     }
 
     fn sender_at_fault<'a>(&'a self, head: &'a Head, code: &str) -> Option<&'a str> {

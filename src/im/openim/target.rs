@@ -76,11 +76,6 @@ impl OpenIm {
         }
     }
 
-    fn sender<'a>(&'a self, head: &'a Head) -> &'a str {
-        let ours = self.settings.sender.as_deref();
-        head.sender.as_deref().or(ours).unwrap_or_default()
-    }
-
     fn said<'a>(
         &self,
         head: &'a Head,
@@ -167,6 +162,11 @@ fn push_info(push: &Push) -> Option<Map<String, Value>> {
 impl Target for OpenIm {
     fn profile(&self) -> &Profile {
         &self.profile
+    }
+
+    fn sender<'a>(&'a self, head: &'a Head) -> &'a str {
+        let ours = self.settings.sender.as_deref();
+        head.sender.as_deref().or(ours).unwrap_or_default()
     }
 
     fn maps(&self, feature: Feature) -> Mapping {

@@ -95,7 +95,7 @@ impl WukongIm {
         }
     }
 
-    fn sender<'a>(&'a self, head: &'a Head) -> Option<&'a str> {
+    fn named_sender<'a>(&'a self, head: &'a Head) -> Option<&'a str> {
         let default = match self.settings.version {
             Version::V1 | Version::V2 => Some(Settings::SYSTEM_SENDER),
             Version::V3 => None,
@@ -118,7 +118,7 @@ impl WukongIm {
             Version::V3 => format!(r#"{{"no_persist":{no_persist},"sync_once":{sync_once}}}"#),
         };
         let mut body = format!(r#"{{"header":{header},"from_uid":"#).into_bytes();
-        json::push_string(&mut body, self.sender(head).unwrap_or_default());
+        json::push_string(&mut body, self.named_sender(head).unwrap_or_default());
         // A packed target refuses both, so a lenient job is sent without them.
         let (expire, native) = match self.settings.packed {
             true => (None, native::Native::new()),
@@ -187,7 +187,7 @@ impl WukongIm {
         Some(LookUp {
             uri: self.uris.look_up.clone(),
             headers,
-            sender: self.sender(head).unwrap_or_default().to_owned(),
+            sender: self.named_sender(head).unwrap_or_default().to_owned(),
             channel_type,
             sync_once: options.sync_once == Some(true),
         })
@@ -197,6 +197,10 @@ impl WukongIm {
 impl Target for WukongIm {
     fn profile(&self) -> &Profile {
         &self.profile
+    }
+
+    fn sender<'a>(&'a self, head: &'a Head) -> &'a str {
+        self.named_sender(head).unwrap_or_default()
     }
 
     fn recipients_per_call(&self, head: &Head) -> usize {
@@ -226,7 +230,7 @@ impl Target for WukongIm {
             }
         }
         if self
-            .sender(head)
+            .named_sender(head)
             .is_none_or(|sender| sender.trim().is_empty())
         {
             let what = "WuKongIM needs a sender; name one in the job or in the target's settings";

@@ -77,11 +77,6 @@ impl Yunxin {
         }
     }
 
-    fn sender<'a>(&'a self, head: &'a Head) -> &'a str {
-        let sender = head.sender.as_deref().or(self.settings.sender.as_deref());
-        sender.unwrap_or_default()
-    }
-
     /// The kind of conversation that single calls of a job go to; `None` for batches.
     fn conversations(&self, head: &Head) -> Option<u8> {
         match head.addressed {
@@ -189,6 +184,11 @@ impl Target for Yunxin {
 
     fn refusal_kind(&self, code: &str) -> RefusalKind {
         super::code::refusal_kind(code)
+    }
+
+    fn sender<'a>(&'a self, head: &'a Head) -> &'a str {
+        let sender = head.sender.as_deref().or(self.settings.sender.as_deref());
+        sender.unwrap_or_default()
     }
 
     fn sender_at_fault<'a>(&'a self, head: &'a Head, code: &str) -> Option<&'a str> {

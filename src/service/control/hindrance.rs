@@ -10,7 +10,7 @@ use super::{Facts, TargetFacts, board};
 use crate::clock::rfc3339;
 use crate::domain::directive::{Action, Board, Directive, Kind, Scope};
 use crate::domain::ids::JobId;
-use crate::domain::limits::{Cost, Rate};
+use crate::domain::limits::{Cost, LimitScope, Rate, Weight};
 use crate::domain::schedule::RUNGS;
 use crate::domain::window::Window;
 use crate::error::chain;
@@ -287,19 +287,17 @@ impl<'a> Situation<'a> {
                 _ => None,
             });
             let rate = set.or_else(|| self.configured(scope))?;
-            let usual = match scope {
-                Scope::Target => Cost::PerCall,
-                Scope::App | Scope::Job => Cost::PerRecipient,
-            };
             let adapted = (scope == Scope::Target).then(|| self.board.adapted(name, self.now_ms));
             let climb = adapted.flatten();
             let full = rate;
             let rate = climb.map_or(full, |climb| climb.rate(full, self.now_ms));
+            let about_it = LimitScope::from(scope);
             let limit = Limit {
-                scope,
+                scope: about_it,
                 name,
                 rate,
-                cost: rate.cost.unwrap_or(usual),
+                cost: rate.cost.unwrap_or(about_it.usual_cost()),
+                weight: Weight::ONE,
             };
             let (what, end) = match live {
                 Some(live) => {
@@ -321,7 +319,47 @@ impl<'a> Situation<'a> {
             );
             Some((limit, hindrance(Cause::limit_of(scope), what, ends)))
         };
-        self.subjects().filter_map(limit).collect()
+        self.subjects()
+            .filter_map(limit)
+            .chain(self.further_limits())
+            .collect()
+    }
+
+    /// The limits that operators cannot change while the job runs. Not those of senders: the ledger
+    /// does not know the sender of a job.
+    fn further_limits(&self) -> impl Iterator<Item = (Limit<'a>, Hindrance)> + use<'a> {
+        let (target, app) = (&self.record.target, &self.record.app);
+        let daily = self.target().and_then(|it| it.daily_limit);
+        let shared = self.target().and_then(|it| it.shared_limit.as_ref());
+        let of_app = self.facts.daily_limits.get(app).copied();
+        let rows = [
+            daily.map(|rate| (LimitScope::Target, target, rate)),
+            shared.map(|shared| (LimitScope::Shared, &shared.name, shared.rate)),
+            of_app.map(|rate| (LimitScope::App, app, rate)),
+        ];
+        rows.into_iter().flatten().map(|(scope, name, rate)| {
+            let short = rate.short();
+            let (cause, what) = match scope {
+                LimitScope::App => (Cause::AppLimit, format!("app {name} has the limit {short}")),
+                LimitScope::Shared => {
+                    let what = format!("all targets that share the limit {name}: {short}");
+                    (Cause::TargetLimit, what)
+                }
+                _ => (
+                    Cause::TargetLimit,
+                    format!("target {name} has the limit {short}"),
+                ),
+            };
+            let cost = rate.cost.unwrap_or(scope.usual_cost());
+            let limit = Limit {
+                scope,
+                name,
+                rate,
+                cost,
+                weight: Weight::ONE,
+            };
+            (limit, hindrance(cause, what, None))
+        })
     }
 
     fn configured(&self, scope: Scope) -> Option<Rate> {
@@ -332,7 +370,7 @@ impl<'a> Situation<'a> {
         }
     }
 
-    fn target(&self) -> Option<&TargetFacts> {
+    fn target(&self) -> Option<&'a TargetFacts> {
         self.facts.targets.get(&self.record.target)
     }
 

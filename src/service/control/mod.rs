@@ -43,6 +43,8 @@ pub struct Facts {
     pub targets: BTreeMap<String, TargetFacts>,
     /// Apps with their limits.
     pub apps: BTreeMap<String, Option<Rate>>,
+    /// Apps with a limit a day.
+    pub daily_limits: BTreeMap<String, Rate>,
     /// Apps with sending hours.
     pub windows: BTreeMap<String, Window>,
 }
@@ -56,8 +58,24 @@ pub struct TargetFacts {
     pub address: Option<String>,
     /// The configured limit.
     pub limit: Option<Rate>,
+    /// A second limit, a day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub daily_limit: Option<Rate>,
+    /// The limit of each sender.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sender_limit: Option<Rate>,
+    /// The limit that it has together with other targets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_limit: Option<SharedLimit>,
     pub recipients_per_call: usize,
     pub on_uncertain: OnUncertain,
+}
+
+/// A limit that several targets have together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SharedLimit {
+    pub name: String,
+    pub rate: Rate,
 }
 
 /// One command of an operator.
@@ -464,6 +482,9 @@ mod tests {
         let im = TargetFacts {
             system: "wukongim".to_owned(),
             address: None,
+            daily_limit: None,
+            sender_limit: None,
+            shared_limit: None,
             limit: Some("100/s".parse().unwrap()),
             recipients_per_call: 1,
             on_uncertain: OnUncertain::Retry,
@@ -471,6 +492,7 @@ mod tests {
         Facts {
             targets: [("im".to_owned(), im)].into(),
             apps: [("shop".to_owned(), None)].into(),
+            daily_limits: BTreeMap::new(),
             windows: [("night".to_owned(), "00:10-00:20 UTC".parse().unwrap())].into(),
         }
     }

@@ -2,7 +2,8 @@
 -- LEASE: books units of a limit.
 --
 -- KEYS     1 the limiter: its theoretical arrival time (TAT) in microseconds
--- ARGV     1 units wanted  2 longest wait in us  3 interval in us  4 burst
+-- ARGV     1 units wanted  2 longest wait in us  3 interval in us  4 burst  5 how much further ahead
+--          dearer messages may bring the limiter, in us
 -- Returns  {units, wait in us, now in us}; with 0 units nothing was booked, and the caller may ask
 --          again after the wait
 -- Atomic   because a lease may be booked between reading a TAT and writing it.
@@ -18,7 +19,7 @@ local tolerance = burst * interval
 
 local tat = tonumber(call('GET', KEYS[1]) or '0')
 -- An idle limiter starts from now. A TAT far in the future comes from another clock.
-local ahead_max = wait_max + max(burst, 1) * interval + wanted * interval
+local ahead_max = wait_max + max(burst, 1) * interval + wanted * interval + tonumber(ARGV[5])
 if tat < now then
   tat = now
 elseif tat > now + max(ahead_max, 60000000) then

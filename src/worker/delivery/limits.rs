@@ -8,11 +8,15 @@ use tokio::time::{Instant, timeout};
 
 use super::{DeliveryScope, Pause};
 use crate::clock::now_ms;
+use crate::domain::cost::COST_MAX;
 use crate::domain::directive::{Board, SliceControl};
-use crate::domain::limits::Cost;
+use crate::domain::ids::digest_hex;
+use crate::domain::limits::{LimitScope, Rate, Weight};
 use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again};
+use crate::domain::slice::Head;
 use crate::domain::throttle::{self, Ask, KEPT, LimitKey, Used};
-use crate::ports::{Publisher, Scope, Store, Transport};
+use crate::ports::{Publisher, Store, Transport};
+use crate::runtime::context::{AppRuntime, TargetRuntime};
 use crate::runtime::{Admission, WAIT_MAX};
 
 /// How often a delivery looks whether the call that tries a target has its answer.
@@ -49,6 +53,47 @@ impl Units {
     }
 }
 
+/// The limits of a job besides those that operators can change while it runs.
+pub(super) fn further(
+    target: &TargetRuntime,
+    head: &Head,
+    app: Option<&AppRuntime>,
+    weight: Weight,
+) -> Vec<LimitKey> {
+    let mut limits = Vec::new();
+    if let Some(rate) = target.daily_limit {
+        limits.push(key(LimitScope::Target, head.target.clone(), rate, weight));
+    }
+    if let Some(shared) = &target.shared_limit {
+        let (name, rate) = (shared.name.clone(), shared.rate);
+        // The other targets may have other prices.
+        let max = COST_MAX;
+        let weight = Weight { max, ..weight };
+        limits.push(key(LimitScope::Shared, name, rate, weight));
+    }
+    if let Some(rate) = target.sender_limit {
+        // The sender is an id of the backend, which may have any characters.
+        let sender = digest_hex(&[target.target.sender(head).as_bytes()], 16);
+        let name = format!("{}/{sender}", head.target);
+        limits.push(key(LimitScope::Sender, name, rate, weight));
+    }
+    if let Some(rate) = app.and_then(|app| app.daily_limit) {
+        limits.push(key(LimitScope::App, head.app.clone(), rate, Weight::ONE));
+    }
+    limits
+}
+
+fn key(scope: LimitScope, name: String, rate: Rate, weight: Weight) -> LimitKey {
+    LimitKey {
+        scope,
+        name,
+        rate,
+        cost: rate.cost.unwrap_or(scope.usual_cost()),
+        weight,
+        alone: false,
+    }
+}
+
 impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
     /// Waits until calls may be made, for at most `waiting` recipients in at most `places` calls.
     /// None: the wait was so long that the caller must check everything again, or the job expired.
@@ -76,6 +121,10 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         let ask = self.ask(&self.control(&directives.borrow()), recipients);
         if ask.limits.is_empty() {
             let first = self.permit().await?;
+            if self.is_limited(&self.control(&directives.borrow())) {
+                // The first limit was set while the delivery waited for a place.
+                return Ok(None);
+            }
             return self.admitted(places, recipients, None, first).await;
         }
         loop {
@@ -181,35 +230,38 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         }
     }
 
+    /// Whether any limit applies.
+    pub(super) fn is_limited(&self, control: &SliceControl) -> bool {
+        let mut rates = self.rates.iter().zip(control.rates);
+        !self.further.is_empty() || rates.any(|(configured, live)| live.or(*configured).is_some())
+    }
+
     /// The units that so many recipients take.
     fn ask(&self, control: &SliceControl, recipients: usize) -> Ask {
         let head = &self.slice.head;
         let (alone, now) = (self.goes_without_ledger(), now_ms());
         let names = [
-            (Scope::Target, head.target.as_str()),
-            (Scope::App, head.app.as_str()),
-            (Scope::Job, self.job.as_str()),
+            (LimitScope::Target, head.target.as_str()),
+            (LimitScope::App, head.app.as_str()),
+            (LimitScope::Job, self.job.as_str()),
         ];
         let rates = self.rates.iter().zip(control.rates).zip(names);
         let limits = rates.filter_map(|((configured, live), (scope, name))| {
             let rate = live.or(*configured)?;
-            let climb = control.adapted.filter(|_| scope == Scope::Target);
+            let climb = control.adapted.filter(|_| scope == LimitScope::Target);
             let rate = climb.map_or(rate, |climb| climb.rate(rate, now));
-            let default = if scope == Scope::Target {
-                Cost::PerCall
-            } else {
-                Cost::PerRecipient
+            let weight = match scope {
+                LimitScope::Target => self.weight,
+                _ => Weight::ONE,
             };
-            Some(LimitKey {
-                scope,
-                name: name.to_owned(),
-                rate,
-                cost: rate.cost.unwrap_or(default),
-                alone,
-            })
+            Some(key(scope, name.to_owned(), rate, weight))
         });
+        let further = self.further.iter().cloned();
         Ask {
-            limits: limits.collect(),
+            limits: limits
+                .chain(further)
+                .map(|limit| LimitKey { alone, ..limit })
+                .collect(),
             recipients: u32::try_from(recipients).unwrap_or(u32::MAX),
             per_call: u32::try_from(self.per_call).unwrap_or(u32::MAX),
             small_job: self.slice.lane.is_of_small_jobs(),

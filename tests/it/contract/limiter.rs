@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use fanwise::domain::limits::{Cost, Grant};
-use fanwise::ports::{Limit, Limiter, Park, ParkReason, Scope};
+use fanwise::domain::limits::{Cost, Grant, LimitScope, Weight};
+use fanwise::ports::{Limit, Limiter, Park, ParkReason};
 
 use super::{StoreBench, TARGET};
 
@@ -13,15 +13,17 @@ on_all! { EmbeddedBench, RedisBench, ClusterBench:
     a_rate_is_kept_by_all_who_share_it,
     what_is_refunded_can_be_had_again,
     what_is_booked_can_be_told,
+    dear_and_light_messages_share_a_limit,
     a_target_is_parked_until_the_later_end,
 }
 
 pub(crate) fn limit(rate: &str, cost: Cost) -> Limit<'static> {
     Limit {
-        scope: Scope::Target,
+        scope: LimitScope::Target,
         name: TARGET,
         rate: rate.parse().unwrap(),
         cost,
+        weight: Weight::ONE,
     }
 }
 
@@ -52,7 +54,7 @@ async fn a_lease_books_what_the_limit_allows(bench: &impl StoreBench) {
         ..target
     };
     let scope = Limit {
-        scope: Scope::App,
+        scope: LimitScope::App,
         ..target
     };
     let cost = Limit {
@@ -133,7 +135,7 @@ async fn what_is_booked_can_be_told(bench: &impl StoreBench) {
     let store = bench.store();
     let slow = limit("60/h burst 2", Cost::PerRecipient);
     let idle = Limit {
-        scope: Scope::App,
+        scope: LimitScope::App,
         ..slow
     };
     assert!(store.booked(&[]).await.unwrap().is_empty());
@@ -151,6 +153,43 @@ async fn what_is_booked_can_be_told(bench: &impl StoreBench) {
             );
         }
     }
+}
+
+/// A unit of weight 5 takes five units of the limit, and goes back as five.
+async fn dear_and_light_messages_share_a_limit(bench: &impl StoreBench) {
+    let store = bench.store();
+    let light = limit("60/h burst 12", Cost::PerRecipient);
+    let of = |units| Weight { units, max: 50 };
+    let light = Limit {
+        weight: of(1),
+        ..light
+    };
+    let dear = Limit {
+        weight: of(5),
+        ..light
+    };
+    let lease = async |limit, units| store.lease(&limit, units, Duration::ZERO).await.unwrap();
+    // The third one starts with two units that are free, and later messages wait for the rest.
+    assert_eq!(lease(dear, 100).await, at_once(3));
+    for limit in [dear, light] {
+        assert!(matches!(lease(limit, 1).await, Grant::Later { .. }));
+    }
+    store.refund(&dear, 1).await.unwrap();
+    assert_eq!(lease(light, 100).await, at_once(2));
+    let slow = Limit {
+        weight: of(1),
+        ..limit("60/h burst 1", Cost::PerCall)
+    };
+    let dearest = Limit {
+        weight: of(50),
+        ..slow
+    };
+    assert_eq!(lease(dearest, 3).await, at_once(1));
+    let grant = lease(slow, 1).await;
+    assert!(
+        matches!(grant, Grant::Later { after } if after > Duration::from_secs(49 * 60)),
+        "{grant:?}"
+    );
 }
 
 /// Of two parkings the one that ends later counts, until the target is unparked.
