@@ -36,7 +36,7 @@ async fn limits_of_accounts_senders_days_and_prices_are_kept() {
     let target = |name: &str, more: &str| {
         format!(
             "[targets.{name}]\nurl = \"http://{{address}}\"\ntype = \"wukongim\"\nversion = \"v3\"\n\
-             sender = \"{name}\"\n{more}\n"
+             sender = \"{name}\"\ncall_timeout = \"3s\"\n{more}\n"
         )
     };
     let more = [
