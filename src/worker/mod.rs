@@ -1,8 +1,9 @@
 //! Runs the worker: opens one broker session after the other, each with its intake and its lanes.
 //!
 //! [`Worker::run`] opens a session and works in it until the session is lost or the process drains.
-//! It opens the next session after a growing pause. It carries nothing over from a lost session:
-//! the broker hands out again what was not acked, and the ledger knows what was done.
+//! It opens the next session after a growing pause. It carries over from a lost session only which
+//! slices are to come back from the retry ladder: the broker hands out again what was not acked, and
+//! the ledger knows what was done.
 //!
 //! This module names neither a broker nor a store; both engines run the same worker.
 
@@ -28,13 +29,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::sequence::Sequence;
 use self::session::WorkerSession;
+use self::wake::Wakes;
 use crate::domain::lane::Priority;
 use crate::error::chain;
 use crate::metrics::{BrokerUser, JobResult, SliceResult};
@@ -61,14 +63,17 @@ pub struct Worker<B, S, T> {
     broker: B,
     context: Arc<Context<S, T>>,
     ready: watch::Sender<bool>,
+    /// Used by one session at a time.
+    wakes: Arc<Mutex<Wakes>>,
 }
 
 impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
     pub fn new(broker: B, context: Arc<Context<S, T>>) -> Self {
         Self {
             broker,
-            context,
             ready: watch::Sender::new(false),
+            wakes: Arc::new(Mutex::new(Wakes::new(&context))),
+            context,
         }
     }
 
@@ -164,7 +169,8 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         });
         tasks.spawn({
             let (work, broker) = (Arc::clone(&work), self.broker.clone());
-            async move { wake::wake(&*work, &broker).await }
+            let wakes = Arc::clone(&self.wakes);
+            async move { wake::wake(&*work, &broker, &mut *wakes.lock().await).await }
         });
         tasks.spawn({
             let (work, halt) = (Arc::clone(&work), halt.clone());

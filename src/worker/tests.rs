@@ -17,7 +17,7 @@ use crate::ports::{
 use crate::runtime::Settings;
 use crate::runtime::context::GivenUp;
 
-type Played = Context<crate::embedded::EmbeddedStore, Nowhere>;
+pub(super) type Played = Context<crate::embedded::EmbeddedStore, Nowhere>;
 
 /// A broker whose consumers panic, as a bug would make them.
 #[derive(Clone, Default)]
@@ -25,15 +25,15 @@ struct Broken {
     sessions: Arc<AtomicUsize>,
 }
 
-struct BrokenSession(CancellationToken);
+pub(super) struct BrokenSession(CancellationToken);
 
-struct BrokenConsumer {
+pub(super) struct BrokenConsumer {
     panics: bool,
     cancelled: bool,
 }
 
 #[derive(Clone)]
-struct Nowhere;
+pub(super) struct Nowhere;
 
 impl Broker for Broken {
     type Session = BrokenSession;
@@ -124,7 +124,7 @@ fn settings() -> Settings {
     }
 }
 
-struct Folder(std::path::PathBuf);
+pub(super) struct Folder(std::path::PathBuf);
 
 impl Drop for Folder {
     fn drop(&mut self) {
@@ -133,12 +133,12 @@ impl Drop for Folder {
 }
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let name = format!("fanwise-panic-{name}-{}", std::process::id());
         Self(std::env::temp_dir().join(name))
     }
 
-    fn context(&self) -> Arc<Played> {
+    pub(super) fn context(&self) -> Arc<Played> {
         let engine = Engine::open(&crate::embedded::Settings::new(&self.0)).unwrap();
         Arc::new(Context::new(
             engine.store(),
@@ -174,18 +174,24 @@ async fn a_panic_of_a_session_is_counted_and_survived() {
     assert!(counted.unwrap() >= 2.0, "{counted:?}");
 }
 
-/// A lane whose consumer panicked does not stay silent beside the others: the session ends.
-#[tokio::test]
-async fn a_panic_in_one_lane_ends_the_session() {
-    let folder = Folder::new("lane");
-    let session = Arc::new(WorkerSession {
-        context: folder.context(),
+pub(super) fn session_of(
+    context: &Arc<Played>,
+) -> WorkerSession<crate::embedded::EmbeddedStore, Nowhere, Nowhere> {
+    WorkerSession {
+        context: Arc::clone(context),
         publisher: Nowhere,
         throttle: Arc::default(),
         lost: CancellationToken::new(),
         halt: CancellationToken::new(),
         tail: None,
-    });
+    }
+}
+
+/// A lane whose consumer panicked does not stay silent beside the others: the session ends.
+#[tokio::test]
+async fn a_panic_in_one_lane_ends_the_session() {
+    let folder = Folder::new("lane");
+    let session = Arc::new(session_of(&folder.context()));
     let halt = session.halt.clone();
     let lanes = Lane::all("im").enumerate().map(|(number, lane)| OpenLane {
         lane,

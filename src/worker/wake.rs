@@ -22,34 +22,53 @@ use crate::domain::directive::{Board, Scope, Subject};
 use crate::domain::waking::Waking;
 use crate::error::chain;
 use crate::ports::{Broker, Publisher, Store};
-use crate::runtime::context::Parking;
+use crate::runtime::context::{Context, Parking};
 
 /// When the worker asks once more: every delivery knows of the change by then.
 const ONCE_MORE: Duration = Duration::from_secs(3);
+
+/// The changes that are to be asked for. They outlive a session: an operator may change something while
+/// the broker is away.
+pub(super) struct Wakes {
+    changes: Changes,
+    /// What is asked for once more, and when.
+    later: Option<(Instant, Waking)>,
+}
+
+impl Wakes {
+    pub(super) fn new<S: Store, T>(context: &Context<S, T>) -> Self {
+        Self {
+            changes: Changes::new(context.directives(), context.parked()),
+            later: None,
+        }
+    }
+
+    fn ask_once_more(&mut self, waking: Waking) {
+        let mut all = self.later.take().map(|(_, it)| it).unwrap_or_default();
+        all.merge(waking);
+        self.later = Some((Instant::now() + ONCE_MORE, all));
+    }
+}
 
 /// Wakes slices until the session ends.
 pub(super) async fn wake<B: Broker, S: Store, T, P: Publisher>(
     session: &WorkerSession<S, T, P>,
     broker: &B,
+    wakes: &mut Wakes,
 ) {
-    let context = &*session.context;
-    let mut changes = Changes::new(context.directives(), context.parked());
-    let mut later: Option<(Instant, Waking)> = None;
     loop {
-        let due = later.as_ref().map(|(at, _)| *at);
+        let due = wakes.later.as_ref().map(|(at, _)| *at);
         let waking = tokio::select! {
             biased;
             () = session.halt.cancelled() => return,
-            waking = changes.next() => {
+            waking = wakes.changes.next() => {
                 if waking.is_empty() {
                     continue;
                 }
-                let mut again = later.take().map(|(_, it)| it).unwrap_or_default();
-                again.merge(waking.clone());
-                later = Some((Instant::now() + ONCE_MORE, again));
+                wakes.ask_once_more(waking.clone());
                 waking
             }
-            () = sleep_until(due) => match later.take() {
+            () = sleep_until(due) => match wakes.later.take() {
                 Some((_, waking)) => waking,
                 None => continue,
             },
@@ -59,11 +78,9 @@ pub(super) async fn wake<B: Broker, S: Store, T, P: Publisher>(
             Some(Ok(woken)) => tracing::debug!(woken, "slices came back from the retry ladder"),
             Some(Err(error)) => {
                 tracing::warn!(error = %chain(&error), "the retry ladder could not be read, trying again");
-                let mut again = later.take().map(|(_, it)| it).unwrap_or_default();
-                again.merge(waking);
-                later = Some((Instant::now() + ONCE_MORE, again));
+                wakes.ask_once_more(waking);
             }
-            None => return,
+            None => return wakes.ask_once_more(waking),
         }
     }
 }
@@ -115,5 +132,84 @@ impl Changes {
         }
         self.parks = parks;
         waking
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::domain::directive::{Action, Directive};
+    use crate::ports::{Backlog, BrokerError, Directed};
+    use crate::worker::tests::{BrokenSession, Folder, session_of};
+
+    /// A broker that notes which slices are to come back, and may not answer.
+    #[derive(Clone)]
+    struct Ladder {
+        asked: Arc<Mutex<Vec<Waking>>>,
+        answers: bool,
+    }
+
+    impl Broker for Ladder {
+        type Session = BrokenSession;
+
+        async fn backlog(&self) -> Result<Backlog, BrokerError> {
+            Ok(Backlog::default())
+        }
+
+        async fn wake(&self, waking: &Waking) -> Result<u64, BrokerError> {
+            self.asked.lock().push(waking.clone());
+            match self.answers {
+                true => Ok(1),
+                false => std::future::pending().await,
+            }
+        }
+
+        async fn connect(&self) -> Result<BrokenSession, BrokerError> {
+            unreachable!("it is connected")
+        }
+    }
+
+    /// A resume while there is no session brings the paused slices back in the next one. If that is
+    /// lost before the broker answers, it is asked for again.
+    #[tokio::test]
+    async fn a_change_between_two_sessions_is_asked_for_in_the_next() {
+        let folder = Folder::new("wake");
+        let context = folder.context();
+        let mut wakes = Wakes::new(&context);
+        let mut asked_in_session = async |all: Vec<Directive>, answers: bool| {
+            context.note_directives(Directed { version: 1, all });
+            let session = session_of(&context);
+            let asked = Arc::default();
+            let broker = Ladder {
+                asked: Arc::clone(&asked),
+                answers,
+            };
+            // The session ends when all that can be done at once is done.
+            let ends = async { session.halt.cancel() };
+            tokio::join!(wake(&session, &broker, &mut wakes), ends);
+            let waits = wakes.later.as_ref().map(|(_, it)| it.clone());
+            (std::mem::take(&mut *asked.lock()), waits)
+        };
+        let shop = Subject::new(Scope::App, "shop");
+        let pause = Directive {
+            subject: shop.clone(),
+            action: Action::Pause,
+            reason: None,
+            author: None,
+            since_ms: 1,
+            until_ms: None,
+        };
+        let mut paused = Waking::default();
+        paused.add(&shop);
+        let nothing = asked_in_session(vec![pause], true).await;
+        assert_eq!(nothing, (Vec::new(), None));
+        let lost = asked_in_session(Vec::new(), false).await;
+        assert_eq!(lost, (vec![paused.clone()], Some(paused.clone())));
+        let other = asked_in_session(Vec::new(), true).await;
+        assert_eq!(other, (Vec::new(), Some(paused)), "it is not forgotten");
     }
 }
