@@ -16,16 +16,24 @@
 //! - A slice that has had its `TURN` makes way when another class, app or job is owed one, so the
 //!   wait for a place does not depend on how long slices take.
 //! - An app may have a bound on its places. While it has that many, its waiting slices do not
-//!   count, and others take the places that are free.
+//!   count, and others take the places that are free. Its own classes and jobs share its places by
+//!   the same rules: a slice makes way for another one of its app, which gets the place.
+//! - A job that waits for its own limit, or that of its app, needs no more places than it has. While
+//!   that lasts it gets no further one, and if others wait, it gives back one after the other, as
+//!   long as one is left.
 //!
 //! What a class gets is the same whether one app or ten have work in it, and what an app gets is
 //! the same whether it has one job or a hundred.
+
+mod group;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::group::{Group, Key};
 use super::ids::JobId;
+use super::throttle::HeldUp;
 
 /// How long a slice keeps its place before it makes way for a member that is owed one. Making way
 /// costs one publish, of the remainder of the slice, so each place costs at most two publishes a
@@ -89,23 +97,57 @@ pub struct Turns {
     classes: Group,
     /// The apps that have slices here.
     apps: BTreeMap<Arc<str>, AppPlaces>,
+    /// The app of each place that a slice left for another one of its app.
+    kept: Vec<Arc<str>>,
+    /// Some jobs are held back.
+    holds_back: bool,
     tickets: u64,
 }
 
 /// The slices of one app, in all classes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct AppPlaces {
     share: AppShare,
     waiting: usize,
     held: usize,
+    /// Its classes and their jobs, among whom it shares its places while it may have no more of
+    /// them. Empty without a bound.
+    own: Group,
+    /// Its slices that make way for another one of its own.
+    leaving: Vec<Ticket>,
 }
 
-/// A member of one of the three levels.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
-    Class(usize),
-    App(Arc<str>),
-    Job(JobId),
+impl AppPlaces {
+    fn new(share: AppShare) -> Self {
+        Self {
+            share,
+            waiting: 0,
+            held: 0,
+            own: Group::default(),
+            leaving: Vec::new(),
+        }
+    }
+
+    fn is_bounded(&self) -> bool {
+        self.share.places_max < usize::MAX
+    }
+
+    fn is_full(&self) -> bool {
+        self.held >= self.share.places_max
+    }
+
+    /// The slice that makes way for another class or job of the app.
+    fn makes_way(&mut self, now: Duration) -> Option<Ticket> {
+        let ticket = self.own.makes_way(now)?;
+        self.leaving.push(ticket);
+        Some(ticket)
+    }
+
+    /// Whether this slice, which has left its place, made way for another one of the app.
+    fn has_left(&mut self, ticket: Ticket) -> bool {
+        let index = self.leaving.iter().position(|it| *it == ticket);
+        index.map(|it| self.leaving.swap_remove(it)).is_some()
+    }
 }
 
 impl Seat {
@@ -115,6 +157,11 @@ impl Seat {
             Key::App(Arc::clone(&self.app)),
             Key::Job(self.job),
         ]
+    }
+
+    /// Among the slices of its app.
+    fn own_keys(&self) -> [Key; 2] {
+        [Key::Class(self.class), Key::Job(self.job)]
     }
 
     fn of(keys: &[Key]) -> Option<Self> {
@@ -136,20 +183,22 @@ impl Turns {
             weights: weights.to_vec(),
             classes: Group::default(),
             apps: BTreeMap::new(),
+            kept: Vec::new(),
+            holds_back: false,
             tickets: 0,
         }
     }
 
     /// A slice waits.
     pub fn arrived(&mut self, seat: &Seat, share: AppShare, now: Duration) {
-        let app = self.apps.entry(Arc::clone(&seat.app)).or_insert(AppPlaces {
-            share,
-            waiting: 0,
-            held: 0,
-        });
+        let class = self.weights.get(seat.class).copied().unwrap_or(1);
+        let app = self.apps.entry(Arc::clone(&seat.app));
+        let app = app.or_insert_with(|| AppPlaces::new(share));
         app.share = share;
         app.waiting += 1;
-        let class = self.weights.get(seat.class).copied().unwrap_or(1);
+        if app.is_bounded() {
+            app.own.arrived(&seat.own_keys(), &[class, 1], now);
+        }
         let weights = [class, share.weight, 1];
         self.classes.arrived(&seat.keys(), &weights, now);
         self.bound(&seat.app);
@@ -159,6 +208,7 @@ impl Turns {
     pub fn withdrawn(&mut self, seat: &Seat, now: Duration) {
         if let Some(app) = self.apps.get_mut(&seat.app) {
             app.waiting = app.waiting.saturating_sub(1);
+            app.own.withdrawn(&seat.own_keys(), now);
         }
         self.classes.withdrawn(&seat.keys(), now);
         self.bound(&seat.app);
@@ -167,7 +217,15 @@ impl Turns {
     /// Whose slice gets a free place.
     pub fn next(&self, now: Duration) -> Option<Seat> {
         let mut keys = Vec::with_capacity(3);
-        self.classes.next(now, &mut keys)?;
+        if let Some(app) = self.kept.first()
+            && let Some(places) = self.apps.get(app)
+            && places.own.next(now, &mut keys).is_some()
+        {
+            keys.insert(1, Key::App(Arc::clone(app)));
+        } else {
+            keys.clear();
+            self.classes.next(now, &mut keys)?;
+        }
         Seat::of(&keys)
     }
 
@@ -178,6 +236,10 @@ impl Turns {
         if let Some(app) = self.apps.get_mut(&seat.app) {
             app.waiting = app.waiting.saturating_sub(1);
             app.held += 1;
+            app.own.begun(&seat.own_keys(), ticket, now);
+        }
+        if let Some(index) = self.kept.iter().position(|app| *app == seat.app) {
+            self.kept.remove(index);
         }
         self.classes.begun(&seat.keys(), ticket, now);
         self.bound(&seat.app);
@@ -188,9 +250,26 @@ impl Turns {
     pub fn ended(&mut self, seat: &Seat, ticket: Ticket, now: Duration) {
         if let Some(app) = self.apps.get_mut(&seat.app) {
             app.held = app.held.saturating_sub(1);
+            app.own.ended(&seat.own_keys(), ticket, now);
+            if app.has_left(ticket) {
+                self.kept.push(Arc::clone(&seat.app));
+            }
         }
         self.classes.ended(&seat.keys(), ticket, now);
         self.bound(&seat.app);
+    }
+
+    /// Holds back the jobs that wait for limits of their own. The places that they have are enough
+    /// for these, so they get no further ones, and give back what they do not need.
+    pub fn hold_back(&mut self, held_up: &HeldUp) {
+        if held_up.is_empty() && !self.holds_back {
+            return;
+        }
+        self.holds_back = !held_up.is_empty();
+        self.classes.hold_back(None, held_up);
+        for (name, app) in &mut self.apps {
+            app.own.hold_back(Some(&**name), held_up);
+        }
     }
 
     /// Whether more than one job has slices.
@@ -198,322 +277,56 @@ impl Turns {
         self.classes.active_leaves() > 1
     }
 
-    /// The slice that must make way while no place is free. Each slice is returned once.
+    /// Whether an app has as many places as it may have.
+    pub fn has_full_app(&self) -> bool {
+        self.apps.values().any(AppPlaces::is_full)
+    }
+
+    /// The slice that must make way while no place is free, or none for its app. Each slice is
+    /// returned once.
     pub fn makes_way(&mut self, now: Duration) -> Option<Ticket> {
-        self.classes.makes_way(now)
+        if let Some(ticket) = self.classes.makes_way(now) {
+            self.note_leaving(ticket);
+            return Some(ticket);
+        }
+        let mut full = self.apps.values_mut().filter(|app| app.is_full());
+        if let Some(ticket) = full.find_map(|app| app.makes_way(now)) {
+            self.classes.leaves(ticket);
+            return Some(ticket);
+        }
+        if !self.holds_back || !self.classes.is_waited_for() {
+            return None;
+        }
+        let ticket = self.classes.surplus(now)?;
+        self.classes.leaves(ticket);
+        self.note_leaving(ticket);
+        Some(ticket)
+    }
+
+    /// Tells the apps that a slice makes way for a reason that is not theirs.
+    fn note_leaving(&mut self, ticket: Ticket) {
+        let apps = self.apps.values_mut();
+        apps.for_each(|app| app.own.leaves(ticket));
     }
 
     /// Counts the waiting slices of an app only while it may have another place.
     fn bound(&mut self, app: &Arc<str>) {
-        let Some(places) = self.apps.get(app).copied() else {
+        let Some(places) = self.apps.get(app) else {
             return;
         };
-        let is_full = places.held >= places.share.places_max;
+        let is_full = places.is_full();
         let key = Key::App(Arc::clone(app));
         for class in self.classes.members.values_mut() {
             if let Some(member) = class.group.members.get_mut(&key) {
                 member.is_full = is_full;
             }
         }
-        if places.held == 0 && places.waiting == 0 {
-            self.apps.remove(app);
-        }
-    }
-}
-
-/// Members that share something by weight: the classes of a target, the apps of a class, or the
-/// jobs of an app.
-#[derive(Clone, Debug, Default)]
-struct Group {
-    members: BTreeMap<Key, Member>,
-}
-
-#[derive(Clone, Debug)]
-struct Member {
-    weight: f64,
-    /// Place-seconds of ended slices, divided by the weight.
-    used: f64,
-    waiting: usize,
-    /// It may have no further place, so its waiting slices do not count.
-    is_full: bool,
-    held: Vec<Held>,
-    /// Places that slices of other members are about to leave for this one.
-    promised: usize,
-    /// Those among whom it shares; empty for a job.
-    group: Group,
-}
-
-/// A place in use.
-#[derive(Clone, Debug)]
-struct Held {
-    ticket: Ticket,
-    since: Duration,
-    /// The slice must make way.
-    leaves: bool,
-    /// The member that gets the place, where that is known.
-    owed: Option<Key>,
-}
-
-impl Held {
-    fn lasted(&self, now: Duration) -> Duration {
-        now.saturating_sub(self.since)
-    }
-
-    fn is_ripe(&self, now: Duration) -> bool {
-        !self.leaves && self.lasted(now) >= TURN
-    }
-}
-
-impl Member {
-    fn new() -> Self {
-        Self {
-            weight: 1.0,
-            used: 0.0,
-            waiting: 0,
-            is_full: false,
-            held: Vec::new(),
-            promised: 0,
-            group: Group::default(),
-        }
-    }
-
-    fn weighed(&self, time: Duration) -> f64 {
-        time.as_secs_f64() / self.weight
-    }
-
-    fn tag(&self, now: Duration) -> f64 {
-        let held = self.held.iter().map(|held| held.lasted(now).max(TURN));
-        let promised = std::iter::repeat_n(TURN, self.promised);
-        self.used + held.chain(promised).map(|it| self.weighed(it)).sum::<f64>()
-    }
-
-    /// The waiting slices that may get a place.
-    fn ready(&self) -> usize {
-        if self.is_full {
-            return 0;
-        }
-        match self.group.members.is_empty() {
-            true => self.waiting,
-            false => self.group.members.values().map(Self::ready).sum(),
-        }
-    }
-
-    fn is_active(&self) -> bool {
-        self.waiting > 0 || !self.held.is_empty()
-    }
-
-    /// The slice that has had its turn for the longest time.
-    fn ripe(&self, now: Duration) -> Option<Ticket> {
-        if self.group.members.is_empty() {
-            let ripe = self.held.iter().filter(|held| held.is_ripe(now));
-            return Some(ripe.min_by_key(|held| held.since)?.ticket);
-        }
-        let members = self.group.members.values();
-        let (ticket, _) = members
-            .filter_map(|it| Some((it.ripe(now)?, it.tag(now))))
-            .max_by(|(_, one), (_, other)| one.total_cmp(other))?;
-        Some(ticket)
-    }
-
-    /// Notes that a slice makes way, here and below.
-    fn leaves(&mut self, ticket: Ticket, owed: Option<&Key>) {
-        let Some(held) = self.held.iter_mut().find(|held| held.ticket == ticket) else {
-            return;
-        };
-        held.leaves = true;
-        held.owed = owed.cloned();
-        for member in self.group.members.values_mut() {
-            member.leaves(ticket, None);
-        }
-    }
-}
-
-impl Group {
-    fn arrived(&mut self, keys: &[Key], weights: &[u32], now: Duration) {
-        let (Some((key, keys)), Some((weight, weights))) =
-            (keys.split_first(), weights.split_first())
-        else {
-            return;
-        };
-        self.level(now);
-        let it = self.members.entry(key.clone()).or_insert_with(Member::new);
-        it.weight = f64::from((*weight).max(1));
-        if it.ready() == 0 {
-            self.wake(key, now);
-        }
-        if let Some(it) = self.members.get_mut(key) {
-            it.waiting += 1;
-            it.group.arrived(keys, weights, now);
-        }
-    }
-
-    /// Moves a member that had no waiting slices to the tag of the others.
-    fn wake(&mut self, key: &Key, now: Duration) {
-        if !self.members.values().any(Member::is_active) {
-            // Use from before everything was empty no longer counts.
-            self.members.values_mut().for_each(|it| it.used = 0.0);
-            return;
-        }
-        let others = || self.members.iter().filter(|(other, _)| *other != key);
-        let waiting = others()
-            .filter(|(_, it)| it.ready() > 0)
-            .map(|(_, it)| it.tag(now))
-            .min_by(f64::total_cmp);
-        let in_work = others()
-            .filter(|(_, it)| !it.held.is_empty())
-            .map(|(_, it)| it.tag(now))
-            .max_by(f64::total_cmp);
-        let Some(start) = waiting.or(in_work) else {
-            return;
-        };
-        let Some(it) = self.members.get_mut(key) else {
-            return;
-        };
-        let tag = it.tag(now);
-        // Places that it still holds count in full.
-        let most = if it.held.is_empty() {
-            start + it.weighed(TURN)
-        } else {
-            f64::INFINITY
-        };
-        it.used += tag.clamp(start, most) - tag;
-    }
-
-    /// The lowest tag of the members with waiting slices.
-    fn lowest_waiting(&self, now: Duration) -> Option<f64> {
-        let waiting = self.members.values().filter(|it| it.ready() > 0);
-        waiting.map(|it| it.tag(now)).min_by(f64::total_cmp)
-    }
-
-    /// Members without waiting slices move along with the others, even if they were owed something.
-    fn level(&mut self, now: Duration) {
-        let Some(lowest) = self.lowest_waiting(now) else {
-            return;
-        };
-        for it in self.members.values_mut().filter(|it| it.ready() == 0) {
-            it.used += (lowest - it.tag(now)).max(0.0);
-        }
-    }
-
-    /// Forgets the members without slices that owe nothing.
-    fn tidy(&mut self, now: Duration) {
-        let active = self.members.values().filter(|it| it.is_active());
-        let lowest = active.map(|it| it.tag(now)).min_by(f64::total_cmp);
-        let lowest = lowest.unwrap_or(f64::INFINITY);
-        self.members
-            .retain(|_, it| it.is_active() || it.promised > 0 || it.used > lowest);
-    }
-
-    fn withdrawn(&mut self, keys: &[Key], now: Duration) {
-        let Some((key, keys)) = keys.split_first() else {
-            return;
-        };
-        if let Some(it) = self.members.get_mut(key) {
-            it.waiting = it.waiting.saturating_sub(1);
-            it.group.withdrawn(keys, now);
-        }
-        self.tidy(now);
-    }
-
-    /// The member with the lowest tag of those with waiting slices, and on to its job. If several
-    /// have the same tag, the first one.
-    fn next(&self, now: Duration, keys: &mut Vec<Key>) -> Option<()> {
-        let (key, it) = self.lowest(now, |it| it.ready() > 0)?;
-        keys.push(key.clone());
-        match it.group.members.is_empty() {
-            true => Some(()),
-            false => it.group.next(now, keys),
-        }
-    }
-
-    fn lowest(&self, now: Duration, is_meant: impl Fn(&Member) -> bool) -> Option<(&Key, &Member)> {
-        let members = self.members.iter().filter(|(_, it)| is_meant(it));
-        let tags = members.map(|(key, it)| (key, it, it.tag(now)));
-        let (key, it, _) = tags.min_by(|(.., one), (.., other)| one.total_cmp(other))?;
-        Some((key, it))
-    }
-
-    fn begun(&mut self, keys: &[Key], ticket: Ticket, now: Duration) {
-        let Some((key, keys)) = keys.split_first() else {
-            return;
-        };
-        let Some(it) = self.members.get_mut(key) else {
-            return;
-        };
-        it.waiting = it.waiting.saturating_sub(1);
-        it.held.push(Held {
-            ticket,
-            since: now,
-            leaves: false,
-            owed: None,
-        });
-        it.group.begun(keys, ticket, now);
-    }
-
-    fn ended(&mut self, keys: &[Key], ticket: Ticket, now: Duration) {
-        let Some((key, keys)) = keys.split_first() else {
-            return;
-        };
-        self.level(now);
-        let mut owed = None;
-        if let Some(it) = self.members.get_mut(key) {
-            if let Some(index) = it.held.iter().position(|held| held.ticket == ticket) {
-                let held = it.held.swap_remove(index);
-                it.used += it.weighed(held.lasted(now));
-                owed = held.owed;
+        if places.waiting == 0 {
+            self.kept.retain(|it| it != app);
+            if places.held == 0 {
+                self.apps.remove(app);
             }
-            it.group.ended(keys, ticket, now);
         }
-        if let Some(it) = owed.and_then(|owed| self.members.get_mut(&owed)) {
-            it.promised = it.promised.saturating_sub(1);
-        }
-        self.tidy(now);
-    }
-
-    fn active_leaves(&self) -> usize {
-        let active = self.members.values().filter(|it| it.is_active());
-        active
-            .map(|it| match it.group.members.is_empty() {
-                true => 1,
-                false => it.group.active_leaves(),
-            })
-            .sum()
-    }
-
-    /// The slice that makes way for another member of this group, or of one below.
-    fn makes_way(&mut self, now: Duration) -> Option<Ticket> {
-        self.level(now);
-        if let Some((owed, holder)) = self.owed(now) {
-            let holder = self.members.get_mut(&holder)?;
-            let ticket = holder.ripe(now)?;
-            holder.leaves(ticket, Some(&owed));
-            self.members.get_mut(&owed)?.promised += 1;
-            return Some(ticket);
-        }
-        for (key, it) in &mut self.members {
-            let Some(ticket) = it.group.makes_way(now) else {
-                continue;
-            };
-            // The place stays with this member.
-            if let Some(held) = it.held.iter_mut().find(|held| held.ticket == ticket) {
-                held.leaves = true;
-                held.owed = Some(key.clone());
-                it.promised += 1;
-            }
-            return Some(ticket);
-        }
-        None
-    }
-
-    /// The member that is owed a turn, and the member that must give one.
-    fn owed(&self, now: Duration) -> Option<(Key, Key)> {
-        let (owed, it) = self.lowest(now, |it| it.ready() > it.promised)?;
-        let holders = self.members.iter();
-        let (holder, tag) = holders
-            .filter(|(key, it)| *key != owed && it.ripe(now).is_some())
-            .map(|(key, it)| (key, it.tag(now)))
-            .max_by(|(_, one), (_, other)| one.total_cmp(other))?;
-        (tag - it.tag(now) >= it.weighed(TURN)).then(|| (owed.clone(), holder.clone()))
     }
 }
 

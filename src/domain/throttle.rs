@@ -14,9 +14,10 @@
 //! - Slices wait in the order in which they came. Small jobs go first, but of every four grants one
 //!   goes to another slice that waits (promise 8).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
+use super::ids::JobId;
 use super::limits::{Cost, Grant, LimitScope, Rate, Weight};
 
 /// How long units may be used after they were leased, and again after a slice got them.
@@ -24,6 +25,10 @@ pub const KEPT: Duration = Duration::from_millis(100);
 
 /// Grants in a row that small jobs get while other slices wait.
 const SMALL_JOBS_FIRST: u32 = 3;
+
+/// How long a limit still counts as one that holds up its slices. Between two blocks it holds up none
+/// for a moment.
+const HELD_UP: Duration = Duration::from_millis(250);
 
 /// A limit that nobody has used for this long is forgotten.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(1);
@@ -108,6 +113,23 @@ impl Used {
     };
 }
 
+/// Apps and jobs whose slices wait for limits of their own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeldUp {
+    pub apps: HashSet<String>,
+    pub jobs: HashSet<String>,
+}
+
+impl HeldUp {
+    pub fn is_empty(&self) -> bool {
+        self.apps.is_empty() && self.jobs.is_empty()
+    }
+
+    pub fn has(&self, app: &str, job: JobId) -> bool {
+        self.apps.contains(app) || (!self.jobs.is_empty() && self.jobs.contains(&job.to_string()))
+    }
+}
+
 /// A block to lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
@@ -148,6 +170,8 @@ struct Pool {
     asked: bool,
     /// The limit grants nothing before this time.
     closed_until: Duration,
+    /// The units that come next may not be used before this time.
+    late_until: Duration,
     /// When units were last leased or taken.
     used: Duration,
     /// Units that were too old to be used, and go back to the limit.
@@ -329,6 +353,28 @@ impl<W> Throttle<W> {
         blocks
     }
 
+    /// The units of a block may be used only after this time.
+    pub fn late(&mut self, limit: &LimitKey, after: Duration, now: Duration) {
+        let pool = self.pools.entry(limit.clone()).or_default();
+        pool.late_until = pool.late_until.max(now + after);
+    }
+
+    /// The apps and jobs that their own limits hold up. The other limits hold up slices of any job.
+    pub fn held_up(&self, now: Duration) -> HeldUp {
+        let mut held_up = HeldUp::default();
+        for (limit, pool) in &self.pools {
+            if !pool.late_until.is_zero() && now < pool.late_until + HELD_UP {
+                let names = match limit.scope {
+                    LimitScope::App => &mut held_up.apps,
+                    LimitScope::Job => &mut held_up.jobs,
+                    LimitScope::Target | LimitScope::Shared | LimitScope::Sender => continue,
+                };
+                names.insert(limit.name.clone());
+            }
+        }
+        held_up
+    }
+
     /// The limit answered. The units of a grant may be used now: the caller has waited.
     /// Returns the slices that do not wait for this limit, and how long it grants nothing.
     pub fn leased(&mut self, block: &Block, grant: Grant, now: Duration) -> Vec<(W, Duration)> {
@@ -348,6 +394,7 @@ impl<W> Throttle<W> {
             Grant::Later { after } => after,
         };
         pool.ahead = 0;
+        pool.late_until = now + after;
         if block.limit.scope.is_of_lane() {
             // It holds up the whole lane, so the slices may as well wait here.
             pool.closed_until = now + after;

@@ -37,8 +37,8 @@ use crate::runtime::{AtWork, TargetRuntime};
 /// Notices in delivery at a time, per target.
 pub(super) const NOTICES_IN_WORK: usize = 8;
 
-/// How often the scheduler looks again at a target whose places are all taken while jobs wait for
-/// each other.
+/// How often the scheduler looks again at a target whose places are all taken, or all that an app may
+/// have, while jobs wait for each other.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// How often the scheduler looks for deliveries that have waited too long.
@@ -323,7 +323,12 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
             let context = &self.session.context;
             *context.ledger_up().borrow() || context.fails_open()
         };
+        let held_up = self.session.throttle.held_up();
         for target in 0..self.targets.len() {
+            for kind in [Kind::Express, Kind::Shared] {
+                let pool = self.targets[target].pool(kind);
+                pool.turns.hold_back(&held_up);
+            }
             // A notice does not go to the target and needs no ledger.
             self.draw_notices(target);
             let name = &self.targets[target].target;
@@ -351,10 +356,9 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
     fn draw_slices(&mut self, target: usize, kind: Kind) {
         let most = self.places(target, kind);
         let now = self.epoch.elapsed();
-        while self.targets[target].pool(kind).taken < most {
-            let Some((seat, ticket, next)) = self.targets[target].pool(kind).next(now) else {
-                return;
-            };
+        while self.targets[target].pool(kind).taken < most
+            && let Some((seat, ticket, next)) = self.targets[target].pool(kind).next(now)
+        {
             self.targets[target].note(|at_work| at_work.begun(seat.job));
             self.start(next, Place::Of(kind, seat, ticket));
         }
@@ -504,7 +508,8 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
                 return None;
             }
             let looks = |kind, pool: &Pool| {
-                pool.taken >= self.places(index, kind) && pool.turns.is_contended()
+                let is_full = pool.taken >= self.places(index, kind) || pool.turns.has_full_app();
+                is_full && pool.turns.is_contended()
             };
             let look = looks(Kind::Express, &target.express) || looks(Kind::Shared, &target.shared);
             let kept = self.session.context.kept_for(&target.target);

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::sleep_until;
 use crate::domain::limits::Grant;
-use crate::domain::throttle::{Ask, Block, Granted, LimitKey, Ticket, Used};
+use crate::domain::throttle::{Ask, Block, Granted, HeldUp, LimitKey, Ticket, Used};
 use crate::metrics::LedgerStep;
 use crate::ports::{Limit, Store};
 use crate::runtime::WAIT_MAX;
@@ -79,6 +79,11 @@ impl Throttle {
         self.waiting.lock().correct(ask, granted, used);
     }
 
+    /// The apps and jobs that their own limits hold up.
+    pub(super) fn held_up(&self) -> HeldUp {
+        self.waiting.lock().held_up(self.epoch.elapsed())
+    }
+
     /// Leases blocks until the session halts. Then returns the units that are left.
     pub(super) async fn run<S: Store, T>(&self, context: &Context<S, T>, halt: CancellationToken) {
         let (mut leases, mut refunds) = (FuturesUnordered::new(), FuturesUnordered::new());
@@ -87,7 +92,7 @@ impl Throttle {
                 let mut waiting = self.waiting.lock();
                 let now = self.epoch.elapsed();
                 for block in waiting.to_lease(now) {
-                    leases.push(lease(context, block, &halt));
+                    leases.push(self.lease(context, block, &halt));
                 }
                 waiting.next_due(now).map(|due| self.epoch + due)
             };
@@ -109,6 +114,35 @@ impl Throttle {
         }
         let left = self.waiting.lock().close();
         give_back(context, left).await;
+    }
+
+    /// Leases a block and waits until its units may be used. `None`: the session halted.
+    async fn lease<S: Store, T>(
+        &self,
+        context: &Context<S, T>,
+        block: Block,
+        halt: &CancellationToken,
+    ) -> Option<(Block, Grant)> {
+        let limit = port(&block.limit);
+        let grant = if block.limit.alone {
+            context.limits_here.lease(&limit, block.units, WAIT_MAX)
+        } else {
+            let lease = || context.store.lease(&limit, block.units, WAIT_MAX);
+            let step = context.step(LedgerStep::Lease, halt.cancelled(), lease);
+            step.await.ok()?
+        };
+        let after = match grant {
+            Grant::Units { after, .. } => after,
+            Grant::Later { .. } => Duration::ZERO,
+        };
+        let limited = !matches!(grant, Grant::Units { after, .. } if after.is_zero());
+        context.metrics.throttled(block.limit.scope, limited);
+        if !after.is_zero() {
+            let now = self.epoch.elapsed();
+            self.waiting.lock().late(&block.limit, after, now);
+            tokio::time::sleep(after).await;
+        }
+        Some((block, grant))
     }
 
     fn leased(&self, block: &Block, grant: Grant) {
@@ -138,32 +172,6 @@ impl Drop for Leaves<'_> {
     fn drop(&mut self) {
         self.0.waiting.lock().leave(self.1);
     }
-}
-
-/// Leases a block and waits until its units may be used. `None`: the session halted.
-async fn lease<S: Store, T>(
-    context: &Context<S, T>,
-    block: Block,
-    halt: &CancellationToken,
-) -> Option<(Block, Grant)> {
-    let limit = port(&block.limit);
-    let grant = if block.limit.alone {
-        context.limits_here.lease(&limit, block.units, WAIT_MAX)
-    } else {
-        let lease = || context.store.lease(&limit, block.units, WAIT_MAX);
-        let step = context.step(LedgerStep::Lease, halt.cancelled(), lease);
-        step.await.ok()?
-    };
-    let after = match grant {
-        Grant::Units { after, .. } => after,
-        Grant::Later { .. } => Duration::ZERO,
-    };
-    let limited = !matches!(grant, Grant::Units { after, .. } if after.is_zero());
-    context.metrics.throttled(block.limit.scope, limited);
-    if !after.is_zero() {
-        tokio::time::sleep(after).await;
-    }
-    Some((block, grant))
 }
 
 /// Not repeated: without the refund the rate falls below the limit and never exceeds it.

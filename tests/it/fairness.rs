@@ -2,8 +2,6 @@
 //! capacity of the target, or its limit, is fully used. The shares are taken from the mock's log, in
 //! the order of its entries, so that they do not depend on how fast the machine is.
 
-use std::collections::BTreeMap;
-
 use fanwise::amqp;
 use fanwise::domain::ids::JobId;
 use fanwise::ports::{Broker as _, Outgoing, Publisher as _, Route, Session as _};
@@ -17,14 +15,14 @@ use crate::support::world::{BOUND, Plan, Worker, World, assert_once_each, millis
 
 /// A call takes this long, and all workers together make this many at a time: some 140 in a second,
 /// and fewer on a busy machine.
-const LATENCY: &str = "250ms";
-const CALLS: usize = 36;
-const SECOND: usize = 140;
+pub(crate) const LATENCY: &str = "250ms";
+pub(crate) const CALLS: usize = 36;
+pub(crate) const SECOND: usize = 140;
 
 /// A job begins after at most so many messages of others. It takes about a second where the machine
 /// is idle; here builds and other tests may have most of it. Without fair shares a job waits for
 /// whole slices of the others: for minutes.
-const BEGINS: usize = 10 * SECOND;
+pub(crate) const BEGINS: usize = 10 * SECOND;
 
 /// Two apps with equal weight beside the default one, one with three times the weight, and one that
 /// may have a quarter of the places.
@@ -180,26 +178,26 @@ fn slow(mock: &MockHandle, scarce: Scarce) {
     }
 }
 
-fn list(name: &str, count: usize) -> Vec<String> {
+pub(crate) fn list(name: &str, count: usize) -> Vec<String> {
     (0..count)
         .map(|number| format!("{name}-{number}"))
         .collect()
 }
 
 /// The messages that the mock accepted, in their order.
-fn accepted(mock: &MockHandle) -> Vec<Entry> {
+pub(crate) fn accepted(mock: &MockHandle) -> Vec<Entry> {
     let mut accepted = mock.accepted();
     accepted.sort_by_key(|entry| entry.at_us);
     accepted
 }
 
-fn is_of(entry: &Entry, name: &str) -> bool {
+pub(crate) fn is_of(entry: &Entry, name: &str) -> bool {
     let rest = entry.recipient.strip_prefix(name);
     rest.is_some_and(|rest| rest.starts_with('-'))
 }
 
 /// Waits until so many messages of a job were accepted.
-async fn until_sent(mock: &MockHandle, name: &str, count: usize) {
+pub(crate) async fn until_sent(mock: &MockHandle, name: &str, count: usize) {
     let what = format!("{count} messages of {name}");
     until(&what, BOUND, async || {
         let sent = mock.accepted().iter().filter(|it| is_of(it, name)).count();
@@ -208,26 +206,42 @@ async fn until_sent(mock: &MockHandle, name: &str, count: usize) {
     .await;
 }
 
-/// The share of each name in `looked_at` messages, of those that the mock accepted from `after` many
-/// on since all names had begun.
+/// The share of each name in `looked_at` of their messages, of those that the mock accepted from
+/// `after` many on since all names had begun.
 async fn shares<const N: usize>(
     mock: &MockHandle,
     names: [&str; N],
     after: usize,
     looked_at: usize,
 ) -> [f64; N] {
-    until("enough messages of all", BOUND, async || {
+    let begun_us = until("a message of all", BOUND, async || {
         let accepted = accepted(mock);
+        let first = names.map(|name| accepted.iter().find(|it| is_of(it, name)));
+        let first = first.into_iter().map(|it| Some(it?.at_us));
+        first.collect::<Option<Vec<_>>>()?.into_iter().max()
+    })
+    .await;
+    shares_since(mock, names, begun_us, after, looked_at).await
+}
+
+/// The same, from `after` many on since a time of the mock's clock.
+pub(crate) async fn shares_since<const N: usize>(
+    mock: &MockHandle,
+    names: [&str; N],
+    since_us: u64,
+    after: usize,
+    looked_at: usize,
+) -> [f64; N] {
+    until("enough messages of all", BOUND, async || {
         let of = |entry: &Entry| names.iter().position(|name| is_of(entry, name));
-        let first = (0..N).map(|name| accepted.iter().position(|it| of(it) == Some(name)));
-        let begun = first.collect::<Option<Vec<_>>>()?.into_iter().max()?;
-        let looked = accepted.get(begun + after..begun + after + looked_at)?;
-        let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
-        for entry in looked {
-            *counts.entry(of(entry)?).or_default() += 1;
-        }
-        let share = |index| counts.get(&index).copied().unwrap_or(0) as f64 / looked_at as f64;
-        Some(std::array::from_fn(share))
+        let accepted = accepted(mock).into_iter();
+        let accepted = accepted.filter(|entry| entry.at_us >= since_us);
+        let named: Vec<_> = accepted.filter_map(|entry| of(&entry)).collect();
+        let looked = named.get(after..after + looked_at)?;
+        let count = |name: usize| looked.iter().filter(|it| **it == name).count();
+        Some(std::array::from_fn(|name| {
+            count(name) as f64 / looked_at as f64
+        }))
     })
     .await
 }
@@ -416,7 +430,7 @@ async fn promise_8_many_large_jobs_leave_room() {
 }
 
 /// A job with many slices that its own rate holds back. The job behind it does not wait for these
-/// slices, each of which lasts for hundreds of messages.
+/// slices, each of which lasts for hundreds of messages, and gets what the first one leaves over.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_8_a_job_with_a_low_rate_delays_no_other() {
     let bench = Bench::embedded("low-rate", Scarce::Calls).await;
@@ -424,8 +438,13 @@ async fn promise_8_a_job_with_a_low_rate_delays_no_other() {
     let low = json!({ "rate": "20/s burst 5" });
     bench.send("default", "low", 5_000, &low).await;
     until_sent(mock, "low", 10).await;
-    let free = bench.send("default", "free", 1_500, &json!({})).await;
+    let free = bench.send("default", "free", 5_000, &json!({})).await;
     let waited = bench.begins_after(&free, "free").await;
     assert!(waited <= 200, "{waited} messages of the slow job before");
+    // With half of the places each, at most three quarters of the calls would be out.
+    until("calls that use the target", BOUND, async || {
+        (mock.stats().in_play >= CALLS as u64 * 4 / 5).then_some(())
+    })
+    .await;
     bench.end().await;
 }

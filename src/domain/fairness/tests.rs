@@ -37,6 +37,8 @@ struct SharedPlaces {
     busy: Vec<(Seat, Duration)>,
     /// What the apps have been granted, if it is not [`ANY`].
     shares: BTreeMap<Arc<str>, AppShare>,
+    /// Those that wait for limits of their own.
+    held_up: HeldUp,
     /// How long a slice takes to make way, because of its calls in flight.
     leaving: Duration,
     /// Place-seconds by job.
@@ -66,6 +68,7 @@ impl SharedPlaces {
             work: Vec::new(),
             busy: Vec::new(),
             shares: BTreeMap::new(),
+            held_up: HeldUp::default(),
             leaving,
             held: BTreeMap::new(),
             idle_since: BTreeMap::new(),
@@ -106,6 +109,7 @@ impl SharedPlaces {
     }
 
     fn draw(&mut self) {
+        self.turns.hold_back(&self.held_up);
         while self.work.len() < self.places {
             let Some(at) = self.turns.next(self.now) else {
                 break;
@@ -126,12 +130,11 @@ impl SharedPlaces {
                 .count();
             assert!(has <= share.places_max, "{app} has {has} places");
         }
-        if self.work.len() < self.places {
-            return;
-        }
         // Asked without a free place, any number of times.
-        for _ in 0..self.asked_in_vain {
-            self.turns.next(self.now);
+        if self.work.len() == self.places {
+            for _ in 0..self.asked_in_vain {
+                self.turns.next(self.now);
+            }
         }
         while let Some(ticket) = self.turns.makes_way(self.now) {
             let slice = self.work.iter_mut().find(|it| it.ticket == ticket).unwrap();
@@ -306,6 +309,61 @@ fn a_bounded_app_has_its_places_and_no_more() {
     near(of_app(&shares, "b"), 0.75, 0.01);
 }
 
+/// The priorities and the jobs of an app share the places that it may have as they share all of
+/// them, whatever places are free and whatever other apps do.
+#[test]
+fn a_bounded_app_shares_its_places_among_its_own() {
+    for others in [None, Some(0), Some(2)] {
+        let mut shared = SharedPlaces::new(8, ms(200));
+        shared.grant("a", 1, 2);
+        if let Some(class) = others {
+            shared.join(seat(class, "b", 0), ms(45_000));
+        }
+        shared.join(at(2, 0), ms(45_000));
+        shared.run(ms(60_000));
+        shared.join(at(1, 0), ms(45_000));
+        shared.join(at(1, 1), ms(45_000));
+        let begun = shared.run(ms(1_500));
+        assert!(begun[&at(1, 0)] + begun[&at(1, 1)] > 0.0, "{begun:?}");
+        shared.run(ms(3_000));
+        for _ in 0..10 {
+            let shares = shared.run(ms(20_000));
+            let all = of_app(&shares, "a");
+            near(all, 0.25, 0.06);
+            for (job, expected) in [(at(2, 0), 0.2), (at(1, 0), 0.4), (at(1, 1), 0.4)] {
+                near(shares[&job] / all, expected, 0.05);
+            }
+        }
+    }
+}
+
+/// A job that waits for its own limit, or for that of its app, keeps one place, as long as others want
+/// the rest. Afterwards it is owed nothing for that time.
+#[test]
+fn a_job_that_waits_for_its_own_limit_leaves_its_places_to_others() {
+    for of_app in [false, true] {
+        let (slow, other) = (at(1, 0), seat(1, "b", 0));
+        let mut shared = SharedPlaces::new(8, ms(200));
+        shared.join(slow.clone(), ms(45_000));
+        shared.run(ms(5_000));
+        match of_app {
+            true => shared.held_up.apps.insert("a".to_owned()),
+            false => shared.held_up.jobs.insert(slow.job.to_string()),
+        };
+        near(shared.run(ms(5_000))[&slow], 1.0, 0.001);
+        shared.join(other.clone(), ms(45_000));
+        shared.run(ms(6_000));
+        for _ in 0..10 {
+            let shares = shared.run(ms(10_000));
+            near(shares[&slow], 0.125, 0.02);
+            near(shares[&other], 0.875, 0.02);
+        }
+        shared.held_up = HeldUp::default();
+        shared.run(ms(2_000));
+        near(shared.run(ms(10_000))[&slow], 0.5, 0.05);
+    }
+}
+
 /// An app that was at its bound has saved nothing up.
 #[test]
 fn a_bound_that_ends_is_not_made_up_for() {
@@ -414,8 +472,10 @@ fn jobs_and_apps_that_are_gone_leave_nothing() {
     let long = turns.begun(&seat(1, "long", 0), now);
     for job in 0..1_000 {
         let here = seat(job % 3, &format!("app{}", job % 50), job);
-        turns.arrived(&here, ANY, now);
-        turns.arrived(&here, ANY, now);
+        let places_max = [1, usize::MAX][job % 2];
+        let share = AppShare { places_max, ..ANY };
+        turns.arrived(&here, share, now);
+        turns.arrived(&here, share, now);
         let ticket = turns.begun(&here, now);
         turns.makes_way(now);
         now += ms(900);
@@ -426,6 +486,7 @@ fn jobs_and_apps_that_are_gone_leave_nothing() {
     turns.arrived(&seat(2, "last", 0), ANY, now);
     turns.withdrawn(&seat(2, "last", 0), now);
     assert!(turns.apps.is_empty(), "{:?}", turns.apps);
+    assert!(turns.kept.is_empty(), "{:?}", turns.kept);
     assert!(turns.classes.members.is_empty(), "{:?}", turns.classes);
 }
 

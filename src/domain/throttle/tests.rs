@@ -357,3 +357,39 @@ proptest! {
         }
     }
 }
+
+/// The apps and jobs are known whose units come late, and for a moment afterwards; a target is not.
+#[test]
+fn who_waits_for_a_limit_of_its_own_is_known() {
+    let mut throttle = Throttle::<char>::default();
+    let job = JobId::of("shop", "sale");
+    let limits = [
+        limit(LimitScope::Target, "im", "10/s"),
+        limit(LimitScope::App, "shop", "10/s"),
+        limit(LimitScope::Job, &job.to_string(), "10/s"),
+    ];
+    assert!(throttle.held_up(NOW).is_empty());
+    let after = Duration::from_millis(100);
+    throttle.late(&limits[0], after, NOW);
+    assert!(throttle.held_up(NOW).is_empty());
+    throttle.late(&limits[2], after, NOW);
+    assert!(throttle.held_up(NOW).has("shop", job));
+    assert!(
+        !throttle
+            .held_up(NOW)
+            .has("shop", JobId::of("shop", "other"))
+    );
+    throttle.late(&limits[1], after, NOW);
+    assert!(
+        throttle
+            .held_up(NOW)
+            .has("shop", JobId::of("shop", "other"))
+    );
+    assert!(
+        !throttle
+            .held_up(NOW)
+            .has("bank", JobId::of("bank", "other"))
+    );
+    assert!(!throttle.held_up(NOW + after).is_empty());
+    assert!(throttle.held_up(NOW + after + HELD_UP).is_empty());
+}
