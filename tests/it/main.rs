@@ -57,6 +57,8 @@ mod mixed;
 mod monitoring;
 /// Notices about the end of a job, over HTTP and over AMQP.
 mod notice;
+/// All steering in one test: what an operator does while everything happens at once.
+mod operator;
 /// The rules of what apps may send and who may use the gateway; and TLS.
 mod permit;
 /// Personal and stored messages: each recipient gets its own text.
