@@ -7,7 +7,7 @@ use super::{SendArgs, audience};
 use crate::cli::access::Access;
 use crate::cli::output::{self, grouped, narrow};
 use crate::domain::message::MessageDocument;
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, OrExit as _};
 use crate::service::api::{Estimate, Preview, Submitted};
 
 pub(super) async fn dry_run(
@@ -43,7 +43,7 @@ fn tell(tried: &Submitted, recipients: Option<u64>) -> Result<(), Failure> {
         output::line(narrow(&format!(
             "  {}: {}",
             preview.recipient,
-            shown(preview)
+            shown(preview)?
         )))?;
     }
     let Some(estimate) = &tried.estimate else {
@@ -60,8 +60,8 @@ fn tell(tried: &Submitted, recipients: Option<u64>) -> Result<(), Failure> {
 }
 
 /// The message as one recipient would get it, or why not.
-fn shown(preview: &Preview) -> String {
-    match (&preview.message, &preview.problem) {
+fn shown(preview: &Preview) -> Result<String, Failure> {
+    Ok(match (&preview.message, &preview.problem) {
         (_, Some(problem)) => format!("would fail: {problem}"),
         (
             Some(MessageDocument {
@@ -69,9 +69,9 @@ fn shown(preview: &Preview) -> String {
             }),
             None,
         ) => format!("{text:?}"),
-        (Some(message), None) => crate::json::text(message),
+        (Some(message), None) => serde_json::to_string(message).or_exit(Exit::Internal)?,
         (None, None) => String::new(),
-    }
+    })
 }
 
 /// `3 call(s), about 1.2 KB; at least 6 s (500/s of target im)`
