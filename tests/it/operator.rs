@@ -69,7 +69,7 @@ async fn the_morning(desk: &mut Desk) -> Cast {
     let cast = Cast {
         campaign: desk.send("news", "campaign", "im", BIG, &json!({})).await,
         sale: desk.send("shop", "sale", "im", BIG, &json!({})).await,
-        audit: desk.send("ops", "audit", "im", 1_000, &bulk).await,
+        audit: desk.send("ops", "audit", "im", BIG, &bulk).await,
         later: {
             let scheduled = json!({ "not_before": later.to_string() });
             desk.send("ops", "later", "im", 150, &scheduled).await
