@@ -3,7 +3,7 @@
 //! No broker tells whose its messages are. But every slice that a worker looks at shows a sign of
 //! life: the worker records outcomes, or notes in the ledger that the slice waits. So a slice of a
 //! silent job can only be where no worker has looked at it: on the retry ladder, in the queue of a
-//! lane, not cut from its list yet, or at a worker that has just taken it. A [`Search`] rules these
+//! lane, not cut from its list yet, or at a worker that has just taken it. A `Search` rules these
 //! out, one after the other:
 //!
 //! 1. The caller takes the slices of the job off the ladder before the search begins.
