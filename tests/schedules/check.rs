@@ -122,7 +122,9 @@ async fn check_job(world: &World, job: usize, letters: &Letters) -> Vec<String> 
     }
     if record.sent_by_fallback != by_second {
         let counted = record.sent_by_fallback;
-        wrong.push(format!("the second target reached {by_second}, counted {counted}"));
+        wrong.push(format!(
+            "the second target reached {by_second}, counted {counted}"
+        ));
     }
     wrong
 }
