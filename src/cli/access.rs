@@ -13,7 +13,9 @@ use std::ops::ControlFlow;
 
 pub(super) use self::names::known;
 pub(super) use self::server::ServerAddress;
-use self::server::{JSON, NDJSON, Server, encoded, parameters, query};
+use http::Method;
+
+use self::server::{JSON, NDJSON, Question, Server, encoded, parameters, query};
 pub(super) use self::submit::{Accepted, Submission};
 use crate::amqp::Rabbit;
 use crate::app::{self, LocalAdmission, Names};
@@ -214,7 +216,8 @@ impl Access {
                 }
                 let path = format!("/v1/dead{}", query(&parameters));
                 let mut rows = Vec::new();
-                server.lines(&path, |row| rows.push(row)).await?;
+                let question = Question::new(Method::GET, &path);
+                server.lines(question, |row| rows.push(row)).await?;
                 Ok(latest(rows))
             }
         }
@@ -275,7 +278,9 @@ impl Access {
             Self::Server(server) => {
                 let mut lines: Vec<KeptLine> = Vec::new();
                 server
-                    .lines("/v1/rejected", |line| lines.push(line))
+                    .lines(Question::new(Method::GET, "/v1/rejected"), |line| {
+                        lines.push(line)
+                    })
                     .await?;
                 for line in lines {
                     visit(line.try_into().or_exit(Exit::Unavailable)?);

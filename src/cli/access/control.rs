@@ -2,6 +2,7 @@
 
 use http::Method;
 
+use super::server::Question;
 use super::{Access, Server};
 use crate::clock::now_ms;
 use crate::domain::directive::Scope;
@@ -164,12 +165,7 @@ impl Server {
             }
         };
         let body = body.to_string().into_bytes();
-        let reply = self
-            .ask(method, &path, Some(super::JSON), body.into(), None)
-            .await?;
-        match reply.status {
-            200 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
-            _ => Err(self.refused(&reply)),
-        }
+        self.told(Question::new(method, &path).with(super::JSON, body))
+            .await
     }
 }

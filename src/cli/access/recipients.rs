@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use http::Method;
 
 use super::Access;
+use super::server::Question;
 use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::exit::{Exit, Failure, OrExit as _};
@@ -34,17 +35,11 @@ impl Access {
                 let lines: Result<Vec<_>, _> = users.iter().map(serde_json::to_string).collect();
                 let lines = lines.or_exit(Exit::Internal)?;
                 let path = format!("/v1/jobs/{job}/recipients:lookup");
-                let (kind, body) = (Some(super::NDJSON), lines.join("\n"));
-                let reply =
-                    server.ask_for(Method::POST, &path, kind, body.into(), None, super::NDJSON);
-                let reply = reply.await?;
-                if reply.status != 200 {
-                    return Err(server.refused(&reply));
-                }
-                let lines = reply.body.split(|byte| *byte == b'\n');
-                let rows = lines.filter(|line| !line.is_empty());
-                rows.map(|line| serde_json::from_slice(line).or_exit(Exit::Unavailable))
-                    .collect()
+                let question = Question::new(Method::POST, &path);
+                let question = question.with(super::NDJSON, lines.join("\n"));
+                let mut rows = Vec::new();
+                server.lines(question, |row| rows.push(row)).await?;
+                Ok(rows)
             }
         }
     }

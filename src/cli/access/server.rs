@@ -70,6 +70,41 @@ pub(in crate::cli) struct Server {
 
 pub(super) const JSON: &str = "application/json";
 pub(super) const NDJSON: &str = "application/x-ndjson";
+
+/// A request to the server.
+pub(super) struct Question<'a> {
+    method: Method,
+    path: &'a str,
+    /// The type of the body.
+    kind: Option<&'static str>,
+    body: Bytes,
+    traceparent: Option<&'a str>,
+    /// The type of the answer.
+    accept: &'static str,
+}
+
+impl<'a> Question<'a> {
+    /// Without a body; the answer is JSON.
+    pub(super) fn new(method: Method, path: &'a str) -> Self {
+        Self {
+            method,
+            path,
+            kind: None,
+            body: Bytes::new(),
+            traceparent: None,
+            accept: JSON,
+        }
+    }
+
+    /// With a body of this type.
+    pub(super) fn with(self, kind: &'static str, body: impl Into<Bytes>) -> Self {
+        Self {
+            kind: Some(kind),
+            body: body.into(),
+            ..self
+        }
+    }
+}
 /// Longest wait for an answer; lists of dead letters and rejected messages may be long.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest wait for the answer to an upload.
@@ -148,9 +183,11 @@ impl Server {
             true => "/v1/jobs?dry_run=true",
             false => "/v1/jobs",
         };
-        let reply = self
-            .ask(Method::POST, path, Some(kind), body.into(), traceparent)
-            .await?;
+        let question = Question {
+            traceparent,
+            ..Question::new(Method::POST, path).with(kind, body)
+        };
+        let reply = self.ask(question).await?;
         match reply.status {
             200..300 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
             _ => Err(self.refused(&reply)),
@@ -195,12 +232,14 @@ impl Server {
     /// Reads an answer with one JSON value per line and passes each value to `visit`.
     pub(super) async fn lines<T: DeserializeOwned>(
         &self,
-        path: &str,
+        question: Question<'_>,
         mut visit: impl FnMut(T),
     ) -> Result<(), Failure> {
-        let reply = self
-            .ask_for(Method::GET, path, None, Bytes::new(), None, NDJSON)
-            .await?;
+        let question = Question {
+            accept: NDJSON,
+            ..question
+        };
+        let reply = self.ask(question).await?;
         if reply.status != 200 {
             return Err(self.refused(&reply));
         }
@@ -217,9 +256,16 @@ impl Server {
         body: &impl Serialize,
     ) -> Result<T, Failure> {
         let body = serde_json::to_vec(body).or_exit(Exit::Internal)?;
-        let reply = self
-            .ask(Method::POST, path, Some(JSON), body.into(), None)
-            .await?;
+        self.told(Question::new(Method::POST, path).with(JSON, body))
+            .await
+    }
+
+    /// Gets the JSON answer to a question that a server answers with 200.
+    pub(super) async fn told<T: DeserializeOwned>(
+        &self,
+        question: Question<'_>,
+    ) -> Result<T, Failure> {
+        let reply = self.ask(question).await?;
         match reply.status {
             200 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
             _ => Err(self.refused(&reply)),
@@ -228,9 +274,7 @@ impl Server {
 
     /// Gets a JSON answer; `None` if the server answers 404.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Failure> {
-        let reply = self
-            .ask(Method::GET, path, None, Bytes::new(), None)
-            .await?;
+        let reply = self.ask(Question::new(Method::GET, path)).await?;
         match reply.status {
             200 => serde_json::from_slice(&reply.body)
                 .map(Some)
@@ -249,28 +293,8 @@ impl Server {
         })
     }
 
-    pub(super) async fn ask(
-        &self,
-        method: Method,
-        path: &str,
-        kind: Option<&'static str>,
-        body: Bytes,
-        traceparent: Option<&str>,
-    ) -> Result<HttpReply, Failure> {
-        self.ask_for(method, path, kind, body, traceparent, JSON)
-            .await
-    }
-
-    pub(super) async fn ask_for(
-        &self,
-        method: Method,
-        path: &str,
-        kind: Option<&'static str>,
-        body: Bytes,
-        traceparent: Option<&str>,
-        accept: &'static str,
-    ) -> Result<HttpReply, Failure> {
-        let request = self.request(method, path, kind, body, traceparent, accept)?;
+    pub(super) async fn ask(&self, question: Question<'_>) -> Result<HttpReply, Failure> {
+        let request = self.request(question)?;
         let patience = match request.body.len() {
             0..=UPLOAD_BYTES => PATIENCE,
             _ => UPLOAD_PATIENCE,
@@ -285,8 +309,10 @@ impl Server {
         path: &str,
         each: impl FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<(), Failure> {
-        let (body, any) = (Bytes::new(), "*/*");
-        let request = self.request(Method::GET, path, None, body, None, any)?;
+        let request = self.request(Question {
+            accept: "*/*",
+            ..Question::new(Method::GET, path)
+        })?;
         let reply = self.client.download(request, UPLOAD_PATIENCE, each).await;
         let reply = reply.map_err(|error| match error {
             SendError::NotSent { .. } => self.unreached(&error),
@@ -300,15 +326,15 @@ impl Server {
         }
     }
 
-    fn request(
-        &self,
-        method: Method,
-        path: &str,
-        kind: Option<&'static str>,
-        body: Bytes,
-        traceparent: Option<&str>,
-        accept: &'static str,
-    ) -> Result<Request, Failure> {
+    fn request(&self, question: Question<'_>) -> Result<Request, Failure> {
+        let Question {
+            method,
+            path,
+            kind,
+            body,
+            traceparent,
+            accept,
+        } = question;
         let uri: Uri = format!("{}{path}", self.base)
             .parse()
             .or_exit(Exit::Internal)?;

@@ -1,9 +1,9 @@
 //! Reads and writes stored messages.
 
-use bytes::Bytes;
 use http::Method;
 
 use super::Access;
+use super::server::Question;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::ports::Templates as _;
 use crate::service::api::{TemplateRow, TemplateView};
@@ -23,13 +23,8 @@ impl Access {
             }
             Self::Server(server) => {
                 let path = format!("/v1/templates/{name}?app={app}");
-                let reply = server
-                    .ask(Method::PUT, &path, Some(super::JSON), message.into(), None)
-                    .await?;
-                match reply.status {
-                    200 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
-                    _ => Err(server.refused(&reply)),
-                }
+                let put = Question::new(Method::PUT, &path).with(super::JSON, message);
+                server.told(put).await
             }
         }
     }
@@ -82,9 +77,7 @@ impl Access {
             }
             Self::Server(server) => {
                 let path = format!("/v1/templates/{name}?app={app}");
-                let reply = server
-                    .ask(Method::DELETE, &path, None, Bytes::new(), None)
-                    .await?;
+                let reply = server.ask(Question::new(Method::DELETE, &path)).await?;
                 match reply.status {
                     204 => Ok(true),
                     404 => Ok(false),
