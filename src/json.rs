@@ -8,6 +8,11 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+/// Whether a number is left out, as the value that its absence means.
+pub(crate) fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
+}
+
 pub(crate) fn bytes<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     let mut out = Vec::with_capacity(128);
     write(&mut out, value);

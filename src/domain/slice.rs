@@ -188,7 +188,7 @@ pub struct Slice {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calls: Vec<u32>,
     /// The retries that earlier deliveries of the slice decided on.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::json::is_zero")]
     pub retries: u32,
     /// The entries that earlier deliveries finished and that are no longer recipients here; see
     /// [`Slice::ended`].
@@ -206,10 +206,6 @@ pub struct Slice {
     /// Outcomes and releases that the ledger could not take while it was away.
     #[serde(default, skip_serializing_if = "Unrecorded::is_empty")]
     pub unrecorded: Unrecorded,
-}
-
-fn is_zero(number: &u32) -> bool {
-    *number == 0
 }
 
 /// Outcomes and releases that deliveries know and the ledger lacks. They are recorded first,

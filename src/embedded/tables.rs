@@ -536,7 +536,7 @@ pub(super) struct JobRow {
     /// The second target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) fallback: Option<String>,
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::json::is_zero")]
     pub(super) sent_by_fallback: u64,
     #[serde(default)]
     pub(super) pace: Pace,
@@ -551,12 +551,8 @@ pub(super) struct JobRow {
     #[serde(default)]
     pub(super) lost: u64,
     /// How often it was ended with lost recipients and then submitted again.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::json::is_zero")]
     pub(super) reopened: u64,
-}
-
-fn is_zero(number: &u64) -> bool {
-    *number == 0
 }
 
 /// Values that replace those with which a job was accepted.

@@ -59,10 +59,10 @@ pub struct JobRecord {
     pub went_back_at_ms: Option<u64>,
     /// Recipients whose outcome the ledger does not know, although nothing is left to deliver to
     /// them. They count as uncertain.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::json::is_zero")]
     pub lost: u64,
     /// How often it was ended with lost recipients and then submitted again.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::json::is_zero")]
     pub reopened: u64,
     pub submissions: u64,
     pub shape: Shape,
@@ -112,7 +112,7 @@ pub struct JobRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
     /// How many of those that count as `sent` the second target reached.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::json::is_zero")]
     pub sent_by_fallback: u64,
     /// How fast the job went lately.
     #[serde(skip)]
@@ -123,10 +123,6 @@ pub struct JobRecord {
     /// The version of the stored message with which the job started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<u32>,
-}
-
-fn is_zero(number: &u64) -> bool {
-    *number == 0
 }
 
 impl JobRecord {

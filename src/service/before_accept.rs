@@ -62,15 +62,10 @@ struct Question<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     vars: &'a [Box<RawValue>],
     /// Recipients whose `vars` are not included, because they exceed the bound.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "crate::json::is_zero")]
     vars_left_out: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     options: Option<&'a RawValue>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
-fn is_zero(number: &u64) -> bool {
-    *number == 0
 }
 
 /// The most bytes of `vars` in one request.
