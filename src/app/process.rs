@@ -8,9 +8,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    cannot_listen, check_tls_files, context, facts, gateway_settings, own_tls, systems, trust,
-};
+use super::context::context;
+use super::{cannot_listen, check_tls_files, facts, gateway_settings, own_tls, systems, trust};
 use crate::admin::{Admin, Part, Status};
 use crate::config::Config;
 use crate::embedded::Engine;
