@@ -10,6 +10,7 @@
 mod completion;
 mod delivery;
 mod enumerate;
+mod forget;
 mod intake;
 mod lanes;
 mod notice;

@@ -1,5 +1,4 @@
-//! Ends jobs that have nothing left to deliver, and lifts directives about jobs that the ledger has
-//! forgotten.
+//! Ends jobs that have nothing left to deliver.
 //!
 //! A slice that is deferred notes it in the ledger, so every running job shows activity at least
 //! once in the longest rung of the retry ladder. A job without activity for longer may have nothing
@@ -15,9 +14,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::forget::forget_directives;
 use super::session::WorkerSession;
 use crate::clock::now_ms;
-use crate::domain::directive::{Board, Directive, Kind, Scope, Subject};
+use crate::domain::directive::{Board, Kind, Scope, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::repair::{Finding, Search, Seen};
 use crate::domain::schedule::LOOK_AGAIN_MAX;
@@ -33,9 +33,6 @@ const LOOK_MAX: Duration = Duration::from_secs(15);
 
 /// Time for a broker to notice that a worker is gone, and for a call that takes long.
 const MARGIN: Duration = Duration::from_secs(60);
-
-/// Directives about jobs that one round checks.
-const DIRECTIVES: usize = 100;
 
 /// Sweeps until the session ends.
 pub(super) async fn sweep<B: Broker, S: Store, T, P: Publisher>(
@@ -353,40 +350,6 @@ fn targets(record: &JobRecord) -> impl Iterator<Item = &str> {
     std::iter::once(&record.target)
         .chain(second)
         .map(String::as_str)
-}
-
-/// Lifts directives about jobs that are no longer known. A job stays cancelled as long as it is
-/// known.
-async fn forget_directives<S: Store, T, P>(
-    session: &WorkerSession<S, T, P>,
-    looked_at: &mut HashSet<String>,
-) {
-    let context = &*session.context;
-    let due: Vec<Directive> = {
-        let directives = context.directives();
-        let board = directives.borrow();
-        let of_jobs = board
-            .all(now_ms())
-            .filter(|it| it.subject.scope == Scope::Job);
-        let new = of_jobs.filter(|it| !looked_at.contains(&it.subject.name));
-        new.take(DIRECTIVES).cloned().collect()
-    };
-    if due.is_empty() {
-        // The round is complete: start from the beginning.
-        looked_at.clear();
-    }
-    for directive in due {
-        let name = &directive.subject.name;
-        looked_at.insert(name.clone());
-        let Ok(job) = name.parse() else { continue };
-        let known = context.store.job(job);
-        if matches!(context.try_step(LedgerStep::Sweep, known).await, Ok(None)) {
-            let lift = context
-                .store
-                .lift(&directive.subject, directive.action.kind());
-            let _ = context.try_step(LedgerStep::Sweep, lift).await;
-        }
-    }
 }
 
 #[cfg(test)]
