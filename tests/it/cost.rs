@@ -2,12 +2,11 @@
 //! a little above what was counted when they were written: a change that needs more fails.
 //! `tests/bench` measures times.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use redis::AsyncCommands as _;
 use serde_json::json;
 
-use crate::support::process::fanwise;
 use crate::support::servers::{PrivateRedis, amqp_url};
 use crate::support::wait::until;
 use crate::support::world::{BOUND, Plan, Worker, World, users};
@@ -159,17 +158,12 @@ async fn a_recipient_of_an_uploaded_list_costs_few_steps() {
     );
     let world = plan.start("cost-upload").await;
     let worker = world.worker().await;
-    let variables = [
-        ("FANWISE_GATEWAY__LISTEN", "127.0.0.1:0"),
-        ("FANWISE_ADMIN__LISTEN", "127.0.0.1:0"),
-    ];
-    let mut gateway = fanwise(&["gateway", "--config", world.config()], &variables);
-    let port = gateway.until_listens("gateway listens").await;
+    let gateway = world.gateway(&[]).await;
     let list = users(100_001).join("\n");
     let since = Instant::now();
     Commands::reset(&world).await;
     let accepted = until("the gateway accepts", BOUND, async || {
-        let answer = upload(port, "list", "text/plain", list.as_bytes()).await;
+        let answer = upload(gateway.port, "list", "text/plain", list.as_bytes()).await;
         answer.json()["job"].as_str().map(str::to_owned)
     });
     let job = accepted.await;
@@ -177,8 +171,7 @@ async fn a_recipient_of_an_uploaded_list_costs_few_steps() {
     let commands = Commands::of(&world).await;
     check("upload", 100_001, &commands, 0.05, 0.25);
     few_leases(&worker, since).await;
-    gateway.terminate();
-    gateway.wait(Duration::from_secs(30)).await;
+    gateway.end().await;
     worker.drain().await;
     world.end().await;
 }

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::embedded::Place;
-use crate::support::process::{Finished, Process, fanwise};
+use crate::support::process::{Finished, Process};
 use crate::support::scratch::Scratch;
 use crate::support::servers::{PrivateRedis, amqp_url, skip};
 use crate::support::wait::until;
@@ -302,18 +302,6 @@ fn expressions() -> BTreeMap<String, String> {
     all
 }
 
-/// Starts a gateway of a world: the process, its port, its admin port.
-async fn start_gateway(world: &World) -> (Process, u16, u16) {
-    let variables = [
-        ("FANWISE_GATEWAY__LISTEN", "127.0.0.1:0"),
-        ("FANWISE_ADMIN__LISTEN", "127.0.0.1:0"),
-    ];
-    let mut process = fanwise(&["gateway", "--config", world.config()], &variables);
-    let admin = process.until_listens("admin port listens").await;
-    let port = process.until_listens("gateway listens").await;
-    (process, port, admin)
-}
-
 /// Work with faults: a burst of 429, refused recipients, a target that is not there, a paused and a
 /// scheduled job, a message that is no job. Returns the job that nothing holds back.
 async fn work(world: &World, gateway: u16) -> String {
@@ -361,16 +349,16 @@ async fn every_panel_and_rule_finds_data_in_a_real_run() {
     );
     let world = plan.start("monitoring").await;
     let worker = world.worker_with(&[("FANWISE_LOG__LEVEL", "debug")]).await;
-    let (gateway, port, gateway_admin) = start_gateway(&world).await;
+    let gateway = world.gateway(&[]).await;
     let place = Place::new("monitoring").await;
     let _serve = place.serve().await;
     let send = ["send", "--client-msg-no", "here", "--text", "hello", "ana"];
     let sent = place.run(&send, b"").await;
     assert_eq!(sent.code, Some(0), "{}", sent.stderr);
-    let admins = [worker.admin_port(), gateway_admin, place.admin];
+    let admins = [worker.admin_port(), gateway.admin, place.admin];
     let prometheus = Prometheus::start(&admins).await;
 
-    let sale = work(&world, port).await;
+    let sale = work(&world, gateway.port).await;
     world.completed(&sale).await;
     redis.kill().await;
     let down = "fanwise_ledger_up == 0";
@@ -396,7 +384,7 @@ async fn every_panel_and_rule_finds_data_in_a_real_run() {
         let text = get(admin, "/metrics").await.unwrap();
         accepts(&["check", "metrics"], &text).await;
     }
-    logs_tell(&worker.process.stderr(), &gateway.stderr());
+    logs_tell(&worker.process.stderr(), &gateway.process.stderr());
     worker.drain().await;
     world.end().await;
 }

@@ -24,7 +24,7 @@ use crate::support::relay::{Relay, Way};
 use crate::support::scratch::Scratch;
 use crate::support::servers::{PrivateRabbit, redis_url};
 use crate::support::wait::until;
-use crate::support::world::{BOUND, Plan, World, free_port, users};
+use crate::support::world::{BOUND, Gateway, Plan, World, free_port, users};
 
 /// An HTTP answer.
 #[derive(Debug)]
@@ -758,48 +758,11 @@ async fn fanwise_send_uploads_a_long_list() {
 
 // --- Gateways of RabbitMQ and Redis --------------------------------------------------------------
 
-/// A gateway process of a world.
-struct GatewayProcess {
-    process: Process,
-    port: u16,
-    admin: u16,
-}
-
-impl GatewayProcess {
-    async fn start(world: &World, variables: &[(&str, &str)]) -> Self {
-        let own = [
-            ("FANWISE_GATEWAY__LISTEN", "127.0.0.1:0"),
-            ("FANWISE_ADMIN__LISTEN", "127.0.0.1:0"),
-        ];
-        let variables = [&own, variables].concat();
-        let mut process = fanwise(&["gateway", "--config", world.config()], &variables);
-        let admin = process.until_listens("admin port listens").await;
-        let port = process.until_listens("gateway listens").await;
-        let gateway = Self {
-            process,
-            port,
-            admin,
-        };
-        gateway.until_ready(true).await;
-        gateway
-    }
-
-    async fn until_ready(&self, ready: bool) {
-        let expected = if ready { 200 } else { 503 };
-        until("readiness", BOUND, async || {
-            // The admin port opens beside the other one.
-            let told = try_ask(self.admin, "GET", "/readyz", &[], b"").await?;
-            (told.status == expected).then_some(())
-        })
-        .await;
-    }
-
-    fn resident_kib(&self, field: &str) -> u64 {
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.process.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    }
+fn resident_kib(gateway: &Gateway, field: &str) -> u64 {
+    let status = format!("/proc/{}/status", gateway.process.pid());
+    let status = std::fs::read_to_string(status).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// As many recipients as one upload should hold; fewer would show the same bound in less time.
@@ -810,8 +773,8 @@ const MANY: usize = 1_000_000;
 async fn a_million_recipients_are_taken_in_bounded_memory() {
     let Some(plan) = Plan::shared() else { return };
     let world = plan.start("upload-many").await;
-    let gateway = GatewayProcess::start(&world, &[]).await;
-    let before = gateway.resident_kib("VmRSS:");
+    let gateway = world.gateway(&[]).await;
+    let before = resident_kib(&gateway, "VmRSS:");
     let mut list = String::with_capacity(MANY * 12);
     for number in 0..MANY {
         let _ = writeln!(list, "\"user-{number}\"");
@@ -829,7 +792,7 @@ async fn a_million_recipients_are_taken_in_bounded_memory() {
         (&taken.json()["recipients"], &taken.json()["messages"]),
         (&json!(MANY), &json!(40))
     );
-    let peak = gateway.resident_kib("VmHWM:");
+    let peak = resident_kib(&gateway, "VmHWM:");
     println!(
         "accepted in {:?}, {before} KiB before, {peak} KiB at most",
         began.elapsed()
@@ -854,8 +817,9 @@ async fn a_gateway_killed_between_parts_leaves_nobody_half_notified() {
     let Some(plan) = Plan::shared() else { return };
     let world = plan.start("upload-killed").await;
     let (link, through_link) = Relay::before(&world.amqp).await;
-    let mut gateway =
-        GatewayProcess::start(&world, &[("FANWISE_BROKER__URL", &through_link)]).await;
+    let mut gateway = world
+        .gateway(&[("FANWISE_BROKER__URL", &through_link)])
+        .await;
     let people = users(5000);
     let list = long_list(&people);
     // Two of three parts and some of the third arrive.
@@ -892,7 +856,7 @@ async fn a_gateway_killed_between_parts_leaves_nobody_half_notified() {
     .await;
     assert!(world.accepted().is_empty());
 
-    let gateway = GatewayProcess::start(&world, &[]).await;
+    let gateway = world.gateway(&[]).await;
     let taken = upload(gateway.port, "killed", NDJSON.1, &list).await;
     assert_eq!(taken.status, 202, "{taken:?}");
     let record = world.completed(&job).await;
@@ -938,7 +902,7 @@ async fn nothing_is_accepted_while_redis_or_the_broker_is_away() {
         ("FANWISE_LEDGER__URL", &*redis),
         ("FANWISE_BROKER__URL", &*amqp),
     ];
-    let gateway = GatewayProcess::start(&world, &variables).await;
+    let gateway = world.gateway(&variables).await;
     for (number, link) in [&ledger, &broker].into_iter().enumerate() {
         link.cut().await;
         gateway.until_ready(false).await;
@@ -983,7 +947,7 @@ mod restart {
             return;
         };
         let world = Plan::on(broker.url(), &redis).start("upload-blocked").await;
-        let gateway = GatewayProcess::start(&world, &[]).await;
+        let gateway = world.gateway(&[]).await;
         let first = post(
             gateway.port,
             &[JSON],
@@ -1109,10 +1073,8 @@ async fn a_target_that_is_far_behind_takes_no_jobs(gateway: u16, resume: impl As
                          "audience": {"users": users}, "message": {"type": "text", "text": "x"}});
         post(gateway, &[JSON], job.to_string().as_bytes()).await
     };
-    until("a gateway that accepts", BOUND, async || {
-        (submit("first", "im", &users(101)).await.status == 202).then_some(())
-    })
-    .await;
+    let first = submit("first", "im", &users(101)).await;
+    assert_eq!(first.status, 202, "{first:?}");
     // The count is some seconds old, so further jobs are accepted until it is made.
     let mut accepted = Vec::new();
     let refused = until("a refusal", BOUND, async || {
@@ -1163,21 +1125,15 @@ async fn promise_11_a_gateway_takes_no_jobs_for_a_target_that_is_far_behind() {
     plan.more = format!("{FAR_BEHIND}url = \"http://{{address}}\"\n");
     let world = plan.start("far-behind").await;
     let worker = world.worker().await;
-    let variables = [
-        ("FANWISE_GATEWAY__LISTEN", "127.0.0.1:0"),
-        ("FANWISE_ADMIN__LISTEN", "127.0.0.1:0"),
-    ];
-    let mut gateway = fanwise(&["gateway", "--config", world.config()], &variables);
-    let port = gateway.until_listens("gateway listens").await;
+    let gateway = world.gateway(&[]).await;
     let paused = world.run(&["target", "pause", "im"]).await;
     assert!(paused.code == Some(0), "{paused:?}");
-    a_target_that_is_far_behind_takes_no_jobs(port, async || {
+    a_target_that_is_far_behind_takes_no_jobs(gateway.port, async || {
         let resumed = world.run(&["target", "resume", "im"]).await;
         assert!(resumed.code == Some(0), "{resumed:?}");
     })
     .await;
-    gateway.terminate();
-    gateway.wait(Duration::from_secs(30)).await;
+    gateway.end().await;
     worker.drain().await;
     world.end().await;
 }

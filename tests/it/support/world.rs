@@ -146,6 +146,25 @@ impl World {
         Worker { process, admin }
     }
 
+    /// Starts a gateway with some settings of its own and waits until it is ready.
+    pub(crate) async fn gateway(&self, variables: &[(&str, &str)]) -> Gateway {
+        let anywhere = [
+            ("FANWISE_GATEWAY__LISTEN", "127.0.0.1:0"),
+            ("FANWISE_ADMIN__LISTEN", "127.0.0.1:0"),
+        ];
+        let variables = [&anywhere, variables].concat();
+        let mut process = fanwise(&["gateway", "--config", self.config()], &variables);
+        let admin = process.until_listens("admin port listens").await;
+        let port = process.until_listens("gateway listens").await;
+        let gateway = Gateway {
+            process,
+            port,
+            admin,
+        };
+        gateway.until_ready(true).await;
+        gateway
+    }
+
     /// A file of the world, deleted with it.
     pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         self.scratch.write(name, content)
@@ -377,6 +396,31 @@ impl Worker {
         self.process.terminate();
         let status = self.process.wait(Duration::from_secs(30)).await;
         assert_eq!(status.code(), Some(0), "{}", self.process.stderr());
+    }
+}
+
+/// A gateway process with its ports.
+pub(crate) struct Gateway {
+    pub(crate) process: Process,
+    pub(crate) port: u16,
+    pub(crate) admin: u16,
+}
+
+impl Gateway {
+    pub(crate) async fn until_ready(&self, ready: bool) {
+        let expected = if ready { "200" } else { "503" };
+        until("readiness", BOUND, async || {
+            // The admin port opens beside the other one.
+            let told = http_get(self.admin, "/readyz").await?;
+            (told.split(' ').nth(1)? == expected).then_some(())
+        })
+        .await;
+    }
+
+    /// Ends it, and waits until it has ended.
+    pub(crate) async fn end(mut self) {
+        self.process.terminate();
+        self.process.wait(Duration::from_secs(30)).await;
     }
 }
 
