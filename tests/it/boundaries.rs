@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &[&str])] = &[
     // Values and contracts.
     ("domain", &["codec", "json"]),
-    ("ports", &["domain", "secret"]),
+    ("ports", &["domain", "json", "secret"]),
     // Engines: they use neither the worker nor each other.
     ("amqp", &["clock", "domain", "error", "ports", "tls"]),
     (
