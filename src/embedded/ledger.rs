@@ -59,6 +59,7 @@ impl Ledger for EmbeddedStore {
             work.tables.jobs.open()?.remove(job.as_str())?;
             let listed = (row.listed_at_ms, job.as_str());
             work.tables.listed.open()?.remove(listed)?;
+            turned(work, &job, &row, false)?;
             work.tables.ended.open()?.insert(row.life, ())?;
             Ok(())
         });
@@ -173,6 +174,7 @@ impl Ledger for EmbeddedStore {
                 return Ok(false);
             }
             row.completed_at_ms = Some(work.now_ms);
+            turned(work, &job, &row, false)?;
             keep_row(work, &job, &row)?;
             Ok(true)
         });
@@ -245,6 +247,9 @@ impl Ledger for EmbeddedStore {
     }
 
     async fn jobs(&self, query: &JobQuery) -> Result<JobPage, LedgerError> {
+        if query.filter.is_for_open_jobs() {
+            return self.open_page(query).await.map_err(ledger_error);
+        }
         let query = query.clone();
         let read = self.0.0.read(move |transaction| page(transaction, &query));
         read.await.map_err(ledger_error)
@@ -396,6 +401,7 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
             // and recipients without an outcome are pending as before.
             row.completed_at_ms = None;
             row.reopened += 1;
+            turned(work, &job, &row, true)?;
         }
         let progress = progress(&row)?;
         keep_row(work, &job, &row)?;
@@ -423,6 +429,7 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
     row.total += submission.entries.saturating_sub(seen);
     row.submissions += 1;
     row.completed_at_ms = None;
+    turned(work, &job, &row, true)?;
     keep_row(work, &job, &row)?;
     Ok(match known {
         Some(_) => Accepted::Again {
@@ -501,6 +508,18 @@ fn gather(
 fn list(work: &mut WriteContext<'_>, job: &str, row: &JobRow) -> Result<(), StorageError> {
     let listed = work.tables.listed.open()?;
     listed.insert((row.listed_at_ms, job), ())?;
+    turned(work, job, row, true)
+}
+
+/// Notes that a job is open now, or is no longer.
+fn turned(
+    work: &mut WriteContext<'_>,
+    job: &str,
+    row: &JobRow,
+    open: bool,
+) -> Result<(), StorageError> {
+    let (at_ms, job) = (row.listed_at_ms, job.parse().map_err(StorageError::broken)?);
+    work.turned(JobPlace { at_ms, job }, open);
     Ok(())
 }
 
@@ -587,8 +606,57 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError>
 /// Most jobs that one query looks at, however few of them match.
 const JOBS_LOOKED_AT_MAX: usize = 10_000;
 
-/// The same for a query for jobs that are not completed: a completed one costs hardly anything.
-const OPEN_JOBS_LOOKED_AT_MAX: usize = 200_000;
+/// The places of open jobs that are looked at in one step.
+const PLACES_AT_ONCE: usize = 200;
+
+impl EmbeddedStore {
+    /// A page of jobs that are not completed.
+    async fn open_page(&self, query: &JobQuery) -> Result<JobPage, StorageError> {
+        let filter = &query.filter;
+        let mut page = JobPage {
+            jobs: Vec::new(),
+            next: query.after,
+        };
+        for _ in 0..JOBS_LOOKED_AT_MAX / PLACES_AT_ONCE {
+            let places = self
+                .0
+                .0
+                .open_jobs(filter, page.next, PLACES_AT_ONCE)
+                .await?;
+            let records = self.records_at(places.clone()).await?;
+            let ended = places.len() < PLACES_AT_ONCE;
+            for (place, record) in places.into_iter().zip(records) {
+                if page.jobs.len() >= query.most {
+                    return Ok(page);
+                }
+                page.next = Some(place);
+                page.jobs.extend(record.filter(|it| filter.takes(it)));
+            }
+            if ended {
+                page.next = None;
+                break;
+            }
+        }
+        Ok(page)
+    }
+
+    /// The records of the jobs at these places, as far as there are any.
+    pub(super) async fn records_at(
+        &self,
+        places: Vec<JobPlace>,
+    ) -> Result<Vec<Option<JobRecord>>, StorageError> {
+        let read = self.0.0.read(move |transaction| {
+            let jobs = transaction.open_table(JOBS)?;
+            let found = |place: JobPlace| {
+                let row = jobs.get(place.job.to_string().as_str())?;
+                let row = row.map(|row| JobRow::decode(row.value())).transpose()?;
+                row.map(|row| record(place.job, row)).transpose()
+            };
+            places.into_iter().map(found).collect()
+        });
+        read.await
+    }
+}
 
 fn page(transaction: &ReadTransaction, query: &JobQuery) -> Result<JobPage, StorageError> {
     let (listed, jobs) = (
@@ -608,14 +676,9 @@ fn page(transaction: &ReadTransaction, query: &JobQuery) -> Result<JobPage, Stor
     };
     let mut page = JobPage::default();
     let mut place = query.after;
-    let is_for_open = query.filter.is_for_open_jobs();
-    let most = match is_for_open {
-        true => OPEN_JOBS_LOOKED_AT_MAX,
-        false => JOBS_LOOKED_AT_MAX,
-    };
     let rows = listed.range::<(u64, &str)>((Bound::Included(oldest), end))?;
     for (looked_at, entry) in rows.rev().enumerate() {
-        if page.jobs.len() >= query.most || looked_at >= most {
+        if page.jobs.len() >= query.most || looked_at >= JOBS_LOOKED_AT_MAX {
             page.next = place;
             break;
         }
@@ -624,9 +687,6 @@ fn page(transaction: &ReadTransaction, query: &JobQuery) -> Result<JobPage, Stor
         let job = id.parse().map_err(StorageError::broken)?;
         place = Some(JobPlace { at_ms, job });
         if let Some(row) = jobs.get(id)? {
-            if is_for_open && JobRow::is_completed(row.value())? {
-                continue;
-            }
             let found = record(job, JobRow::decode(row.value())?)?;
             page.jobs
                 .extend(Some(found).filter(|it| query.filter.takes(it)));

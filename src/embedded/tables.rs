@@ -578,14 +578,15 @@ impl JobRow {
         serde_json::from_slice(bytes).map_err(StorageError::broken)
     }
 
-    /// Whether a stored job is completed. Reads nothing else of it.
-    pub(super) fn is_completed(bytes: &[u8]) -> Result<bool, StorageError> {
+    /// The position in the list of a stored job, unless it is completed. Reads nothing else of it.
+    pub(super) fn listed_if_open(bytes: &[u8]) -> Result<Option<u64>, StorageError> {
         #[derive(Deserialize)]
-        struct Completed {
+        struct Listed {
+            listed_at_ms: u64,
             completed_at_ms: Option<u64>,
         }
-        let row: Completed = serde_json::from_slice(bytes).map_err(StorageError::broken)?;
-        Ok(row.completed_at_ms.is_some())
+        let row: Listed = serde_json::from_slice(bytes).map_err(StorageError::broken)?;
+        Ok(row.completed_at_ms.is_none().then_some(row.listed_at_ms))
     }
 
     /// The counter of the recipients with this outcome. Duplicates are counted as list entries.

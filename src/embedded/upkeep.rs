@@ -14,7 +14,7 @@ use super::limiter::{EmbeddedStore, ledger_error};
 use super::tables::{JOBS, JobRow};
 use crate::clock::now_ms;
 use crate::domain::ids::JobId;
-use crate::ports::{JobProgress, JobRecord, LedgerError, Upkeep};
+use crate::ports::{JobFilter, JobProgress, JobRecord, JobState, LedgerError, Upkeep};
 
 /// Most jobs that are shown as quiet at a time, and most that one look goes through.
 const SHOWN_MAX: usize = 100;
@@ -69,14 +69,18 @@ impl Upkeep for EmbeddedStore {
     }
 
     async fn each_open(&self, mut visit: impl FnMut(&JobRecord) + Send) -> Result<(), LedgerError> {
-        let mut after = Some(String::new());
-        while let Some(place) = after {
-            let read = self.0.0.read(move |it| open_page(it, &place)).await;
-            let (next, open) = read.map_err(ledger_error)?;
-            open.iter().for_each(&mut visit);
-            after = next;
+        let (any, mut after) = (JobFilter::default(), None);
+        loop {
+            let places = self.0.0.open_jobs(&any, after, SHOWN_MAX).await;
+            let places = places.map_err(ledger_error)?;
+            let Some(last) = places.last() else {
+                return Ok(());
+            };
+            after = Some(*last);
+            let records = self.records_at(places).await.map_err(ledger_error)?;
+            let open = |it: &&JobRecord| it.state != JobState::Completed;
+            records.iter().flatten().filter(open).for_each(&mut visit);
         }
-        Ok(())
     }
 
     async fn abandon(
@@ -107,28 +111,6 @@ fn is_quiet(row: &JobRow, quiet: Duration, now_ms: u64) -> bool {
     let heard = row.progress_at_ms.max(row.waited_at_ms).unwrap_or(0);
     let silent = now_ms.saturating_sub(heard.max(row.accepted_at_ms));
     row.completed_at_ms.is_none() && u128::from(silent) >= quiet.as_millis()
-}
-
-/// The jobs among the next ones that are not completed, and the position to continue from.
-fn open_page(
-    transaction: &ReadTransaction,
-    after: &str,
-) -> Result<(Option<String>, Vec<JobRecord>), StorageError> {
-    let jobs = transaction.open_table(JOBS)?;
-    let bounds = (Bound::Excluded(after), Bound::Unbounded);
-    let mut open = Vec::new();
-    for (looked_at, entry) in jobs.range::<&str>(bounds)?.enumerate() {
-        let (id, row) = entry?;
-        let row = JobRow::decode(row.value())?;
-        if row.completed_at_ms.is_none() {
-            let job = id.value().parse().map_err(StorageError::broken)?;
-            open.push(record(job, row)?);
-        }
-        if open.len() >= SHOWN_MAX || looked_at >= LOOKED_AT_MAX {
-            return Ok((Some(id.value().to_owned()), open));
-        }
-    }
-    Ok((None, open))
 }
 
 /// The quiet jobs among the next ones, and the position to continue from.

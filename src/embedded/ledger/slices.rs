@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use redb::ReadableTable as _;
 
-use super::{HEARD_OF, accounts, begun, job_row, keep_row, list, progress, shape};
+use super::{HEARD_OF, accounts, begun, job_row, keep_row, list, progress, shape, turned};
 use crate::domain::accounts::Remaining;
 use crate::domain::ids::{Fingerprint, SliceId};
 use crate::domain::outcome::Outcome;
@@ -97,6 +97,7 @@ impl Slice {
                 row.total += u64::from(self.entries);
                 row.rebuilt = true;
                 row.completed_at_ms = None;
+                turned(work, &self.job, &row, true)?;
                 changed = true;
             }
         }
