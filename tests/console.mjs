@@ -175,8 +175,13 @@ async function aBroadcastIsSubmittedAndWatched(page) {
   await page.getByLabel('Format').selectOption('csv');
   await page.getByLabel('List').fill(`id,name\nu1,Ann\nu2,${EVIL}\nbad-1,Bob\n`);
   await page.getByLabel('Key (client_msg_no)').fill('first');
+  await page.getByLabel('Rate').fill('1/s burst 1');
   await page.getByRole('button', { name: 'Dry run' }).click();
   await page.getByText('Hello Ann').waitFor();
+  const estimate = await page.getByTestId('estimate').textContent();
+  assert.match(estimate, /^\s*3 calls, about [\d.,]+ kB\. At least 2 s \(1\/s.* of the job\)\.\s*$/);
+  await page.getByLabel('Rate').fill('');
+  await page.getByRole('button', { name: 'Dry run' }).click();
   await page.getByText(`Hello ${EVIL}`).waitFor();
   await page.getByRole('button', { name: 'Send to 3 recipients' }).click();
   await page.getByRole('heading', { level: 1, name: 'first completed' }).waitFor();

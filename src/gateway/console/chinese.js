@@ -50,6 +50,8 @@ export const CHINESE = {
   'Other columns are values for the message': '其他列作为消息变量', 'Key (client_msg_no)': '键（client_msg_no）', 'The same key and message is the same job.': '键与消息相同即为同一任务。', 'Default of the app': '应用的默认目标',
   'Priority': '优先级', 'high': '高', 'normal': '普通', 'bulk': '批量', 'Such as 200/s; empty for no limit of its own.': '例如 200/s；留空表示无自身限速。', 'Expires': '过期时间', 'Upload': '上传',
   'Dry run': '试运行', 'Nothing was sent.': '没有发送任何消息。', 'Send': '发送', 'Send to {count} recipients': '发送给 {count} 位接收者', 'Choose a file first.': '请先选择文件。',
+  'No limit applies: it takes as long as the answers of the target.': '没有限速：耗时取决于目标的响应。', 'At least {time} ({limit}).': '至少 {time}（{limit}）。', '{calls} calls, about {size}.': '{calls} 次调用，约 {size}。',
+  '{count} of {all} recipients would fail: they lack a value, or the message does not fit.': '{all} 位接收者中有 {count} 位会失败：缺少变量，或消息不符合要求。',
   // about
   'Health': '健康状况', 'Part': '部件', 'Server': '服务器', 'Engine': '引擎', 'embedded, in one file of this machine': '内嵌，存于本机的一个文件', 'RabbitMQ and Redis': 'RabbitMQ 和 Redis',
   'Time of the server': '服务器时间', 'Largest list': '列表大小上限', 'Apps': '应用', 'Default target': '默认目标',

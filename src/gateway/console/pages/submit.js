@@ -3,7 +3,7 @@
 import { useRef, useState } from '../vendor/hooks.js';
 import { Act, Check, Field, html, Input, Problem, Select, useLoad } from '../parts.js';
 import { address, get, post, upload } from '../server.js';
-import { number, percent, t } from '../words.js';
+import { bytes, duration, number, percent, t } from '../words.js';
 
 const freshKey = () => `console-${Date.now().toString(36)}`;
 
@@ -47,9 +47,21 @@ function send(form, dryRun, progress) {
 
 const described = (message) => message.text || message.template || JSON.stringify(message);
 
+/** What sending would take: calls, bytes, and the least time that the limits allow. */
+function Estimate({ estimate }) {
+  const time = estimate.seconds === undefined || estimate.seconds === null
+    ? t('No limit applies: it takes as long as the answers of the target.')
+    : t('At least {time} ({limit}).', { time: duration(estimate.seconds), limit: estimate.limit });
+  return html`<div data-testid="estimate">
+    ${estimate.would_fail > 0 && html`<div class="notice warn">${t('{count} of {all} recipients would fail: they lack a value, or the message does not fit.', { count: number(estimate.would_fail), all: number(estimate.rendered) })}</div>`}
+    <p>${t('{calls} calls, about {size}.', { calls: number(estimate.calls), size: bytes(estimate.bytes) })} ${time}</p>
+  </div>`;
+}
+
 function Preview({ checked }) {
   return html`<section class="card" aria-label=${t('Dry run')} data-testid="checked"><h2>${t('Dry run')}</h2>
     <p><strong>${number(checked.recipients)}</strong> ${t('recipients')} → ${checked.target}. ${t('Nothing was sent.')}</p>
+    ${checked.estimate && html`<${Estimate} estimate=${checked.estimate} />`}
     ${(checked.warnings || []).map((it) => html`<div class="notice warn">${it}</div>`)}
     <ul class="plain previews">${(checked.preview || []).map((it) => html`<li><small>${it.recipient}</small>
       ${it.problem ? html`<div class="bubble wrong">${it.problem}</div>` : html`<div class="bubble">${described(it.message)}</div>`}</li>`)}</ul>
