@@ -8,8 +8,9 @@ use serde_json::json;
 
 use super::access::{Access, checked};
 use super::at::At;
-use super::output;
-use super::output::grouped;
+use super::output::{self, grouped, limited};
+use super::when;
+use crate::clock::{now_ms, rfc3339};
 use crate::domain::letters::{DeadFilter, DeadRow};
 use crate::domain::printable::on_one_line;
 use crate::domain::spreadsheet::guarded;
@@ -67,6 +68,9 @@ pub(super) enum DeadCommand {
     },
     /// List rejected messages, which were no valid jobs, with the reason
     Rejected {
+        /// Most messages to list [default: all]
+        #[arg(short, long, value_name = "NUMBER")]
+        limit: Option<usize>,
         /// Print a JSON array that includes the bodies
         #[arg(short, long)]
         json: bool,
@@ -176,9 +180,7 @@ pub(super) async fn run(command: DeadCommand, at: At) -> Result<Exit, Failure> {
             json,
         } => {
             let rows = load(&access, &filter.document()?, false).await?;
-            list(first(&rows, limit), json)?;
-            tell_left_out(rows.len(), limit);
-            Ok(Exit::Ok)
+            list(limited(&rows, limit), json)
         }
         DeadCommand::Show {
             filter,
@@ -186,9 +188,7 @@ pub(super) async fn run(command: DeadCommand, at: At) -> Result<Exit, Failure> {
             json,
         } => {
             let rows = load(&access, &filter.document()?, true).await?;
-            show(first(&rows, limit), json)?;
-            tell_left_out(rows.len(), limit);
-            Ok(Exit::Ok)
+            show(limited(&rows, limit), json)
         }
         DeadCommand::Export { filter, format } => {
             export(&load(&access, &filter.document()?, false).await?, format)
@@ -207,18 +207,7 @@ pub(super) async fn run(command: DeadCommand, at: At) -> Result<Exit, Failure> {
             };
             purge(&access, &request, dry_run, json).await
         }
-        DeadCommand::Rejected { json } => rejected(&access, json).await,
-    }
-}
-
-fn first(rows: &[DeadRow], limit: Option<usize>) -> &[DeadRow] {
-    &rows[..rows.len().min(limit.unwrap_or(usize::MAX))]
-}
-
-fn tell_left_out(all: usize, limit: Option<usize>) {
-    let left = all.saturating_sub(limit.unwrap_or(usize::MAX));
-    if left > 0 {
-        tracing::info!("{} more are left out by --limit", grouped(left as u64));
+        DeadCommand::Rejected { limit, json } => rejected(&access, limit, json).await,
     }
 }
 
@@ -526,14 +515,19 @@ fn export(rows: &[DeadRow], format: ExportFormat) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-async fn rejected(access: &Access, as_json: bool) -> Result<Exit, Failure> {
+async fn rejected(access: &Access, limit: Option<usize>, as_json: bool) -> Result<Exit, Failure> {
     let mut messages = Vec::new();
     let visit = |message: RetainedMessage| {
         messages.push(message);
     };
     access.rejected(visit).await?;
+    let messages = limited(&messages, limit);
     let header = |message: &RetainedMessage, name: &str| {
         message.headers.get(name).cloned().unwrap_or_default()
+    };
+    let rejected_at = |message: &RetainedMessage| {
+        let seconds: Option<u64> = header(message, "fanwise-rejected-at").parse().ok();
+        seconds.map(|seconds| seconds * 1000)
     };
     if as_json {
         let rows: Vec<_> = messages
@@ -542,7 +536,7 @@ async fn rejected(access: &Access, as_json: bool) -> Result<Exit, Failure> {
                 json!({
                     "reason": header(message, "fanwise-reason"),
                     "source": header(message, "fanwise-source"),
-                    "rejected_at": header(message, "fanwise-rejected-at"),
+                    "rejected_at": rejected_at(message).map(rfc3339),
                     "routing_key": message.routing_key,
                     "message_id": message.message_id,
                     "bytes": message.body.len(),
@@ -553,17 +547,20 @@ async fn rejected(access: &Access, as_json: bool) -> Result<Exit, Failure> {
         output::json(&rows)?;
         return Ok(Exit::Ok);
     }
+    let now = now_ms();
     let rows: Vec<_> = messages
         .iter()
         .map(|message| {
             vec![
-                header(message, "fanwise-rejected-at"),
+                rejected_at(message)
+                    .map(|at| when::relative(at, now))
+                    .unwrap_or_default(),
                 header(message, "fanwise-source"),
                 message.body.len().to_string(),
                 header(message, "fanwise-reason"),
             ]
         })
         .collect();
-    output::table(&["REJECTED AT", "FROM", "BYTES", "REASON"], &rows)?;
+    output::table(&["REJECTED", "FROM", "BYTES", "REASON"], &rows)?;
     Ok(Exit::Ok)
 }

@@ -14,6 +14,9 @@ pub(super) enum DirectiveCommand {
     /// List what is in force: pauses, cancelled jobs, rates, priorities, times, and jobs that are
     /// parked
     List {
+        /// Most directives to list [default: all]
+        #[arg(short, long, value_name = "NUMBER")]
+        limit: Option<usize>,
         /// Print a JSON array
         #[arg(short, long)]
         json: bool,
@@ -21,9 +24,10 @@ pub(super) enum DirectiveCommand {
 }
 
 pub(super) async fn run(command: DirectiveCommand, at: At) -> Result<Exit, Failure> {
-    let DirectiveCommand::List { json } = command;
+    let DirectiveCommand::List { limit, json } = command;
     let access = at.open_with_ledger()?;
     let directives = access.directives().await?;
+    let directives = output::limited(&directives, limit);
     if json {
         output::json(&directives)?;
         return Ok(Exit::Ok);

@@ -13,6 +13,18 @@ pub(super) fn line(text: impl AsRef<str>) -> Result<(), Failure> {
     write(&printable(text.as_ref()))
 }
 
+/// The first rows of a listing. Says how many `--limit` leaves out.
+pub(super) fn limited<T>(rows: &[T], limit: Option<usize>) -> &[T] {
+    let (shown, left) = rows.split_at(rows.len().min(limit.unwrap_or(usize::MAX)));
+    if !left.is_empty() {
+        tracing::info!(
+            "{} more are left out by --limit",
+            grouped(left.len() as u64)
+        );
+    }
+    shown
+}
+
 /// Writes data for other programs, byte for byte unless standard output is a terminal.
 pub(super) fn data(text: &str) -> Result<(), Failure> {
     match io::stdout().is_terminal() {

@@ -14,7 +14,9 @@ use super::control::Words;
 use super::job::{JobName, unknown};
 use super::output::{self, grouped};
 use super::recipients::ListFormat;
-use crate::domain::letters::DeadFilter;
+use super::when;
+use crate::clock::now_ms;
+use crate::domain::letters::{DeadFilter, milliseconds};
 use crate::domain::list::{self, Reading};
 use crate::domain::printable::on_one_line;
 use crate::exit::{Exit, Failure, OrExit as _};
@@ -53,6 +55,9 @@ pub(super) struct UncertainArgs {
     /// All uncertain recipients that have a dead letter
     #[arg(long, requires = "resolve", conflicts_with = "file")]
     all: bool,
+    /// Most recipients to list [default: all]
+    #[arg(short, long, value_name = "NUMBER", conflicts_with = "resolve")]
+    limit: Option<usize>,
     #[command(flatten)]
     words: Words,
 }
@@ -138,12 +143,13 @@ pub(super) async fn uncertain(access: &Access, args: &UncertainArgs) -> Result<E
             ..DeadFilter::default()
         };
         let rows = access.dead(&filter, false).await?;
+        let (rows, now) = (output::limited(&rows, args.limit), now_ms());
         return match args.words.json {
             true => output::json(&rows).map(|()| Exit::Ok),
             false => {
                 let rows = rows.iter().map(|row| {
                     let attempts = row.attempts.to_string();
-                    let at = row.last_attempt_at.clone();
+                    let at = when::relative(milliseconds(&row.last_attempt_at), now);
                     vec![
                         row.recipient.clone(),
                         attempts,

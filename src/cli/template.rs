@@ -44,6 +44,9 @@ pub(super) enum TemplateCommand {
     },
     /// List the stored messages of an app with their newest versions
     List {
+        /// Most messages to list [default: all]
+        #[arg(long, value_name = "NUMBER")]
+        limit: Option<usize>,
         #[command(flatten)]
         of: Of,
     },
@@ -63,7 +66,7 @@ impl TemplateCommand {
             Self::Put { name, of, .. } | Self::Get { name, of, .. } | Self::Delete { name, of } => {
                 wrong_template_name(name).or_else(|| wrong_template_name(&of.app))
             }
-            Self::List { of } => wrong_template_name(&of.app),
+            Self::List { of, .. } => wrong_template_name(&of.app),
         };
         wrong.map_or(Ok(()), |what| Err(Failure::message(Exit::BadInput, what)))
     }
@@ -111,11 +114,12 @@ pub(super) async fn run(command: TemplateCommand, at: At) -> Result<Exit, Failur
                 output::json(&stored.message)?;
             }
         }
-        TemplateCommand::List { of } => {
+        TemplateCommand::List { limit, of } => {
             let stored = access.templates(&of.app).await?;
             if stored.is_empty() {
                 access.knows_app(&of.app).await?;
             }
+            let stored = output::limited(&stored, limit);
             if of.json {
                 output::json(&stored)?;
             } else {
