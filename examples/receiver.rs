@@ -1,6 +1,5 @@
-//! Receives the calls of a Fanwise webhook target, the way any Rust service can. Copy this file; it
-//! needs the crates `axum`, `tokio`, `ring`, `base64`, `serde`, `serde_json` and `clap`, and nothing
-//! of Fanwise.
+//! Receives the calls of a Fanwise webhook target, the way any Rust service can: with the crate
+//! `fanwise-client`, of which a receiver needs no feature, and with `axum`.
 //!
 //! ```text
 //! cargo run --example receiver -- --port 8080 --secret whsec_bXkgc2VjcmV0
@@ -8,8 +7,7 @@
 //!
 //! What makes a receiver right:
 //!
-//! - It verifies the signature before it believes anything: HMAC-SHA-256 over the id, the time and
-//!   the bytes of the body, as Standard Webhooks describes it. A time more than five minutes away is
+//! - It verifies the signature before it believes anything. A time more than five minutes away is
 //!   refused.
 //! - It remembers each `webhook-id` for as long as a call may be repeated, and answers a repeat like
 //!   the first call without delivering again. That is what `idempotent = true` promises to Fanwise.
@@ -30,15 +28,10 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::any;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::Parser;
-use ring::hmac;
-use serde::Deserialize;
+use fanwise_client::webhook::{Answer, Call, Failed, Verifier};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-
-const TOLERANCE_SECONDS: u64 = 300;
 
 /// A packed call may have 1,000 recipients and a large message.
 const BODY_BYTES_MAX: usize = 8 << 20;
@@ -52,59 +45,10 @@ struct Args {
     secret: String,
 }
 
-#[derive(Deserialize)]
-struct Call {
-    recipient: Option<String>,
-    #[serde(default)]
-    recipients: Vec<String>,
-    message: Message,
-}
-
-#[derive(Deserialize)]
-struct Message {
-    text: Option<String>,
-}
-
 struct Receiver {
-    key: hmac::Key,
+    verifier: Verifier,
     /// By `webhook-id`.
     answers: Mutex<HashMap<String, (StatusCode, Value)>>,
-}
-
-/// The key of a secret: base64 after `whsec_`, or the text itself.
-fn key_of(secret: &str) -> Result<hmac::Key, base64::DecodeError> {
-    let key = match secret.strip_prefix("whsec_") {
-        Some(encoded) => BASE64.decode(encoded)?,
-        None => secret.into(),
-    };
-    Ok(hmac::Key::new(hmac::HMAC_SHA256, &key))
-}
-
-/// The id of a request from the holder of the key, and of now.
-fn genuine<'a>(
-    key: &hmac::Key,
-    headers: &'a HeaderMap,
-    body: &[u8],
-    now_seconds: u64,
-) -> Option<&'a str> {
-    let text = |name: &str| headers.get(name)?.to_str().ok();
-    let (id, timestamp) = (text("webhook-id")?, text("webhook-timestamp")?);
-    if now_seconds.abs_diff(timestamp.parse().ok()?) > TOLERANCE_SECONDS {
-        return None;
-    }
-    let signed = [format!("{id}.{timestamp}.").as_bytes(), body].concat();
-    // Several signatures while a secret is exchanged.
-    let signatures = text("webhook-signature")?.split(' ');
-    let genuine = signatures
-        .filter_map(|it| BASE64.decode(it.strip_prefix("v1,")?).ok())
-        .any(|signature| hmac::verify(key, &signed, &signature).is_ok());
-    genuine.then_some(id)
-}
-
-#[expect(clippy::disallowed_methods, reason = "a service has its own clock")]
-fn now_seconds() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    now.unwrap_or_default().as_secs()
 }
 
 async fn receive(
@@ -112,12 +56,14 @@ async fn receive(
     headers: HeaderMap,
     body: Bytes,
 ) -> (StatusCode, [(header::HeaderName, &'static str); 1], String) {
-    let (status, answer) = match genuine(&receiver.key, &headers, &body, now_seconds()) {
-        None => (
+    #[expect(clippy::disallowed_methods, reason = "a service has its own clock")]
+    let now = SystemTime::now();
+    let (status, answer) = match receiver.verifier.verify(&headers, &body, now) {
+        Err(error) => (
             StatusCode::UNAUTHORIZED,
-            json!({"error": "wrong signature"}),
+            json!({"error": error.to_string()}),
         ),
-        Some(id) => {
+        Ok(id) => {
             let mut answers = receiver.answers.lock().unwrap_or_else(|it| it.into_inner());
             let answer = answers.entry(id.to_owned());
             answer.or_insert_with(|| deliver(&body)).clone()
@@ -134,19 +80,28 @@ fn deliver(body: &[u8]) -> (StatusCode, Value) {
         Err(error) => return (StatusCode::BAD_REQUEST, json!({"error": error.to_string()})),
     };
     let mut failed = Vec::new();
-    for recipient in call.recipient.iter().chain(&call.recipients) {
+    let recipients = call.recipients.unwrap_or_default();
+    for recipient in call.recipient.iter().chain(&recipients) {
         if recipient.starts_with("gone") {
-            failed.push(json!({"recipient": recipient, "code": "gone", "message": "no such user"}));
+            failed.push(Failed {
+                recipient: recipient.clone(),
+                code: Some("gone".into()),
+                message: Some("no such user".to_owned()),
+                class: None,
+            });
         } else {
             let text = call.message.text.as_deref().unwrap_or_default();
             println!("deliver {recipient}: {text}");
         }
     }
     match (call.recipient, failed.pop()) {
-        (Some(_), Some(failure)) => (StatusCode::GONE, failure),
+        (Some(_), Some(failure)) => (StatusCode::GONE, json!(failure)),
         (_, last) => {
             failed.extend(last);
-            (StatusCode::OK, json!({"failed": failed}))
+            let answer = Answer {
+                failed: Some(failed),
+            };
+            (StatusCode::OK, json!(answer))
         }
     }
 }
@@ -155,7 +110,7 @@ fn deliver(body: &[u8]) -> (StatusCode, Value) {
 async fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let receiver = Arc::new(Receiver {
-        key: key_of(&args.secret)?,
+        verifier: Verifier::new(&args.secret)?,
         answers: Mutex::default(),
     });
     let routes = Router::new()

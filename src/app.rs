@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use fanwise_client::amqp::{DialSettings, Producer};
 use rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
 
@@ -38,19 +39,45 @@ use crate::version;
 /// RabbitMQ as configured. Does not connect yet.
 pub fn broker(config: &Config) -> Result<Rabbit, Failure> {
     let first = address("broker.url", config.broker.url.as_ref(), NO_BROKER)?;
-    let urls = config.broker.urls.iter();
     let settings = amqp::Settings {
-        urls: urls.map(|url| url.expose().to_owned()).collect(),
+        urls: urls(config),
         tls: config.broker.tls.clone(),
         namespace: config.broker.namespace.clone(),
         targets: config.targets.keys().cloned().collect(),
         heartbeat: config.broker.heartbeat,
         confirm_timeout: config.broker.confirm_timeout,
-        connection_name: format!("fanwise {}", std::process::id()),
+        connection_name: connection_name(),
         declare: config.broker.declare,
         ..amqp::Settings::new(first)
     };
     Rabbit::new(settings).or_exit(Exit::BadConfig)
+}
+
+/// Publishes jobs to the broker as configured.
+pub fn producer(config: &Config) -> Result<Producer, Failure> {
+    address("broker.url", config.broker.url.as_ref(), NO_BROKER)?;
+    let settings = DialSettings {
+        urls: urls(config),
+        tls: config.broker.tls.clone(),
+        section: "broker".to_owned(),
+        heartbeat: config.broker.heartbeat,
+        connect_timeout: amqp::Settings::CONNECT_TIMEOUT,
+        connection_name: connection_name(),
+    };
+    let producer = Producer::with(&settings).or_exit(Exit::BadConfig)?;
+    Ok(producer
+        .with_namespace(&config.broker.namespace)
+        .with_confirm_timeout(config.broker.confirm_timeout))
+}
+
+fn urls(config: &Config) -> Vec<String> {
+    let urls = config.broker.urls.iter();
+    urls.map(|url| url.expose().to_owned()).collect()
+}
+
+/// The name of this process in the broker's list of connections.
+fn connection_name() -> String {
+    format!("fanwise {}", std::process::id())
 }
 
 pub fn store_settings(config: &Config) -> Result<store::Settings, Failure> {

@@ -18,7 +18,8 @@ pub enum Exit {
     Unavailable = 69,
     /// A task ended that should not end.
     Internal = 70,
-    /// The drain deadline passed; unfinished deliveries were requeued.
+    /// It may succeed later: the server or the broker does not take it now, or the job is not known
+    /// yet. Of a worker: the drain deadline passed, and unfinished deliveries were requeued.
     Temporary = 75,
     /// Rules refuse it: the permissions of the app or of the caller, a quota, or `before_accept`.
     NotPermitted = 77,

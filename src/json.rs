@@ -8,6 +8,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+/// The bytes that [`write()`] would append.
+pub(crate) use fanwise_client::parts::json_bytes as size;
+
 /// Whether a number is left out, as the value that its absence means.
 pub(crate) fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
     *number == T::default()
@@ -17,23 +20,6 @@ pub(crate) fn bytes<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     let mut out = Vec::with_capacity(128);
     write(&mut out, value);
     out
-}
-
-/// The bytes that [`write()`] would append.
-pub(crate) fn size<T: Serialize + ?Sized>(value: &T) -> usize {
-    struct Count(usize);
-    impl std::io::Write for Count {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0 += bytes.len();
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut count = Count(0);
-    write(&mut count, value);
-    count.0
 }
 
 /// Appends a value.

@@ -121,6 +121,8 @@
 //!   client that sends every call.
 //! - [`im`]: one folder per IM system, with pure functions that build requests and read replies.
 //!   The crate `fanwise-mock-im` plays these systems.
+//! - [`fanwise_client`]: the types of the contract, signatures, and the producers of the command
+//!   line. [`fanwise_net`]: connections over TLS, HTTP and AMQP.
 //! - [`config`], [`app`] (builds the process), [`allocator`], [`admin`], [`clock`], [`error`],
 //!   [`exit`], [`limits`], [`metrics`], [`schema`], [`secret`], [`shutdown`], [`telemetry`],
 //!   [`tls`], [`version`], [`cli`].
@@ -153,7 +155,7 @@ mod codec;
 pub mod config;
 pub mod domain;
 pub mod embedded;
-pub mod error;
+pub use fanwise_net::error;
 pub mod exit;
 pub mod gateway;
 pub mod http;
@@ -167,9 +169,8 @@ pub mod schema;
 pub mod secret;
 pub mod service;
 pub mod shutdown;
-pub mod signature;
 pub mod store;
 pub mod telemetry;
-pub mod tls;
+pub use fanwise_net::tls;
 pub mod version;
 pub mod worker;

@@ -129,6 +129,7 @@ mod tests {
     fn the_job_reader_knows_the_fields_of_the_schema() {
         let schema: Value = serde_json::from_str(&document("job.schema.json")).unwrap();
         let source = concat!(
+            include_str!("../crates/fanwise-client/src/job.rs"),
             include_str!("domain/job.rs"),
             include_str!("domain/job/parse.rs"),
             include_str!("domain/audience.rs"),

@@ -12,6 +12,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fanwise_net::amqp::{AmqpError, Dial, Link};
 use futures_util::StreamExt;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, BasicQosOptions,
@@ -22,11 +23,9 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::connection::{AmqpError, Dial};
 use super::consumer::{REASON, REJECTED_AT, SOURCE};
 use super::declare::{MISSING, open_channel, passive_declare};
 use super::moved::Moved;
-use super::stream::Link;
 use super::topology::Names;
 use crate::ports::{EditSummary, RetainedEdit, RetainedMessage, RetainedQueue};
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use fanwise_net::amqp::{AmqpError, Dial, Link};
 use lapin::Channel;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::protocol::AMQPSoftError;
@@ -11,8 +12,6 @@ use serde::Serialize;
 use tokio::time::sleep;
 use tracing::info;
 
-use super::connection::{AmqpError, Dial};
-use super::stream::Link;
 use super::topology::{Exchange, Kind, Queue, Topology, Value};
 
 /// A broker stores a new quorum queue on disk only about two seconds after its first declaration:

@@ -5,15 +5,14 @@
 //! - `publisher`: group commit with confirms; it never reports an unroutable message as sent.
 //! - `consumer`: deliveries and how they end.
 //! - `admin`: reads and edits the retained queues.
-//! - `connection`: one connection, and the errors of this folder.
-//! - `stream`, `frames`: the bytes of a connection, so that no message can end it.
+//! - `fault`: what an error of a connection means for the port.
 //! - `stray`: messages that left the retry ladder for a lane that does not exist.
 //! - `wake`: takes slices off the retry ladder before their time.
 //! - `moved`: messages that the broker itself put into the rejected queue.
 //!
 //! `Ok` from a publish means on disk at a majority of the queue's replicas. Nothing here retries or
 //! reconnects: an error ends the session, and the caller opens the next one. No type of the client
-//! library leaves this folder. The library's log target (`lapin`) prints bodies of returned
+//! library leaves this folder; `fanwise_net::amqp` opens its connections. The library's log target (`lapin`) prints bodies of returned
 //! messages and every missing queue as an error, so it should be off in production; this folder
 //! logs everything that matters.
 //!
@@ -22,15 +21,13 @@
 //! be read.
 
 mod admin;
-mod connection;
 mod consumer;
 mod declare;
-mod frames;
+mod fault;
 mod moved;
 mod publisher;
 mod session;
 mod stray;
-mod stream;
 mod topology;
 mod wake;
 
@@ -44,7 +41,9 @@ pub use self::publisher::RabbitPublisher;
 pub use self::session::RabbitSession;
 pub use self::topology::{Exchange, Kind, Queue, Topology, Value, topology};
 
-use self::connection::Dial;
+pub use fanwise_net::amqp::DialError as SettingsError;
+use fanwise_net::amqp::{Dial, DialSettings};
+
 use self::topology::Names;
 use crate::domain::lane::{Lane, Priority};
 use crate::domain::waking::Waking;
@@ -82,6 +81,8 @@ pub struct Settings {
 }
 
 impl Settings {
+    pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
     /// The usual settings for a broker, without targets.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
@@ -91,7 +92,7 @@ impl Settings {
             targets: Vec::new(),
             heartbeat: Duration::from_secs(10),
             confirm_timeout: Duration::from_secs(10),
-            connect_timeout: Duration::from_secs(10),
+            connect_timeout: Self::CONNECT_TIMEOUT,
             connection_name: "fanwise".to_owned(),
             declare: true,
         }
@@ -99,7 +100,18 @@ impl Settings {
 
     /// Scheme, host, port and virtual host of every node, for logs and errors.
     pub fn address(&self) -> Result<String, SettingsError> {
-        Ok(Dial::new(self)?.address().to_owned())
+        Ok(self.dial()?.address().to_owned())
+    }
+
+    fn dial(&self) -> Result<Dial, SettingsError> {
+        Dial::new(&DialSettings {
+            urls: self.urls.clone(),
+            tls: self.tls.clone(),
+            section: "broker".to_owned(),
+            heartbeat: self.heartbeat,
+            connect_timeout: self.connect_timeout,
+            connection_name: self.connection_name.clone(),
+        })
     }
 }
 
@@ -115,16 +127,6 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// Settings that cannot work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SettingsError {
-    #[error(
-        "the broker URL is not of the form amqp://user:password@host:port/vhost (or amqps://); \
-         special characters in user, password and vhost must be percent-encoded"
-    )]
-    Url,
-}
-
 /// RabbitMQ as the broker.
 #[derive(Clone, Debug)]
 pub struct Rabbit {
@@ -135,7 +137,7 @@ pub struct Rabbit {
 impl Rabbit {
     /// Does not connect yet.
     pub fn new(settings: Settings) -> Result<Self, SettingsError> {
-        let dial = Dial::new(&settings)?;
+        let dial = settings.dial()?;
         Ok(Self { settings, dial })
     }
 

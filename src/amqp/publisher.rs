@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fanwise_net::amqp::Link;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt, future};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
@@ -31,7 +32,6 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::stream::Link;
 use super::topology::Names;
 use crate::clock::now_ms;
 use crate::ports::{Lost, Outgoing, PublishError, Publisher, Route};

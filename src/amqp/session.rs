@@ -8,6 +8,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 
+use fanwise_net::amqp::{Dial, Link};
 use futures_util::{Stream, StreamExt};
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::protocol::AMQPSoftError;
@@ -19,13 +20,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Rabbit;
-use super::connection::Dial;
 use super::consumer::{Origin, RabbitConsumer};
 use super::declare;
 use super::moved;
 use super::publisher::{self, RabbitPublisher, Wiring};
 use super::stray;
-use super::stream::Link;
 use super::topology::Names;
 use crate::ports::{BrokerError, Lost, Moved, Session, Source};
 

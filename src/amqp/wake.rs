@@ -7,11 +7,11 @@
 //!
 //! Only the body and the trace context of a message go to its lane, as with strays.
 
+use fanwise_net::amqp::{AmqpError, Dial};
 use lapin::options::BasicAckOptions;
 use lapin::types::AMQPValue;
 
 use super::admin::QueueReader;
-use super::connection::{AmqpError, Dial};
 use super::declare::{self, open_channel, passive_declare};
 use super::publisher::{Wire, wire};
 use super::topology::Names;

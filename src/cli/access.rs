@@ -16,7 +16,7 @@ pub(super) use self::server::ServerAddress;
 use http::Method;
 
 use self::server::{JSON, NDJSON, Question, Server, encoded, parameters, query};
-pub(super) use self::submit::{Accepted, Submission};
+pub(super) use self::submit::{Accepted, Submission, Upload};
 use crate::amqp::Rabbit;
 use crate::app::{self, LocalAdmission, Names};
 use crate::clock::now_ms;

@@ -26,6 +26,7 @@ use crate::domain::outcome::Outcome;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::ports::{JobRecord, JobState};
 use crate::telemetry::{self, LogFormat};
+use fanwise_client::Retry;
 use fanwise_mock_im::{MockHandle, MockIm, Settings, Version};
 
 /// Most recipients: their list fits one job message.
@@ -224,16 +225,16 @@ impl Demo {
         let body = job(users).or_exit(Exit::Internal)?;
         let id = JobId::of("default", KEY);
         let submission = Submission {
-            bodies: vec![body],
-            form: None,
+            bodies: vec![body.into()],
+            upload: None,
             for_all: false,
         };
-        self.access.submit(&submission).await?;
+        self.access.submit(&submission, Retry::NEVER).await?;
         let record = self.follow(args, id).await?;
         let elapsed_seconds = started.elapsed().as_secs_f64();
         let accepted = self.mock.stats().accepted;
         // The ledger knows the job, so the repeat sends nothing.
-        self.access.submit(&submission).await?;
+        self.access.submit(&submission, Retry::NEVER).await?;
         let outcome = self.outcome(record, accepted, elapsed_seconds).await?;
         if !args.json {
             self.tell(args, &outcome).await?;

@@ -14,7 +14,7 @@ use super::questions::{self, RecipientsArgs, UncertainArgs};
 use super::repair::{self, RepairArgs};
 use super::{output, progress, when};
 use crate::clock::now_ms;
-use crate::domain::accounts::Accounts;
+use crate::domain::accounts::{Accounts, ByOutcome as _};
 use crate::domain::directive::{Scope, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::job;

@@ -10,7 +10,6 @@ mod dead;
 mod demo;
 mod directives;
 mod doctor;
-mod form;
 mod healthcheck;
 mod job;
 mod manual;

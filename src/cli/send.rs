@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use fanwise_client::Retry;
 use serde::Serialize;
 use serde_json::json;
 
@@ -154,6 +155,10 @@ pub(super) struct SendArgs {
     /// Publish the accounts to this RabbitMQ queue when the job is completed
     #[arg(long, value_name = "QUEUE")]
     reply_to: Option<String>,
+    /// Try so often, with growing pauses, while the server or the broker cannot be reached or asks to
+    /// come again
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    tries: u32,
     /// Wait until the job is completed, with a progress bar on a terminal; exit code 1 if a
     /// recipient did not get the message or may not have got it
     #[arg(short, long)]
@@ -187,7 +192,7 @@ pub(super) async fn run(args: SendArgs, at: At) -> Result<Exit, Failure> {
         _ => None,
     };
     let mut interrupt = Interrupt::watch()?;
-    let submit = access.submit(&job.submission);
+    let submit = access.submit(&job.submission, args.retry());
     let accepted = interrupt.or(submit, || unanswered(&job)).await?;
     let submitted = &accepted.submitted;
     for warning in &submitted.warnings {
@@ -204,6 +209,15 @@ pub(super) async fn run(args: SendArgs, at: At) -> Result<Exit, Failure> {
     report(&args, &what, || {
         format!("accepted: job {id} for {audience}; fanwise job watch {id}")
     })
+}
+
+impl SendArgs {
+    fn retry(&self) -> Retry {
+        Retry {
+            tries: self.tries,
+            ..Retry::default()
+        }
+    }
 }
 
 fn audience(recipients: Option<u64>) -> String {

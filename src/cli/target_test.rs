@@ -90,7 +90,7 @@ pub(super) async fn run(args: TestArgs, at: At) -> Result<Exit, Failure> {
     };
     let answer = match &reply {
         Ok(reply) => calls.read_reply(&to, reply).of(0).clone(),
-        Err(error) => error.answer(),
+        Err(error) => error.into(),
     };
     let reply = reply.ok().map(|reply| (reply, took.as_millis()));
     told(&args, Some(&request), reply.as_ref(), &answer)
@@ -120,7 +120,8 @@ async fn signed(
 ) -> Result<Request, TargetAnswer> {
     if let Some(login) = target.login() {
         let reply = client.send(login.request(), timeout).await;
-        let credential = login.read_credential(&reply.map_err(|error| error.answer())?)?;
+        let credential =
+            login.read_credential(&reply.map_err(|error| TargetAnswer::from(&error))?)?;
         login.apply(&mut request, credential.secret.expose());
     }
     let signing = Signing {

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
+use fanwise_client::webhook::Signer;
+
 use super::reader::{Findings, Section};
 use super::signatures::read_signer;
 use super::{MINUTE, SECOND};
 use crate::domain::notice::{CallbackRules, HostPattern, QueuePattern, ReplyRules};
-use crate::signature::Signer;
 
 #[derive(Clone, Debug)]
 pub struct CallbackConfig {

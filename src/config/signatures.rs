@@ -1,9 +1,10 @@
 //! Reads how requests are signed: `signature_scheme` of webhook targets, callbacks and
 //! `before_accept`.
 
+use fanwise_client::webhook::{Scheme, Signer};
+
 use super::reader::{Findings, Section};
 use crate::secret::Secret;
-use crate::signature::{Scheme, Signer};
 
 /// `signature_scheme`: `standard` (default) or `fanwise`.
 pub(super) fn read_scheme(section: &mut Section, findings: &mut Findings) -> Scheme {
@@ -24,10 +25,10 @@ pub(super) fn read_signer(
     findings: &mut Findings,
 ) -> Option<Signer> {
     let scheme = read_scheme(section, findings);
-    match Signer::new(&secret?, scheme) {
+    match Signer::new(secret?.expose(), scheme) {
         Ok(signer) => Some(signer),
         Err(what) => {
-            findings.problem(section.key("secret"), what);
+            findings.problem(section.key("secret"), what.to_string());
             None
         }
     }

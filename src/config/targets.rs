@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use fanwise_client::webhook::Scheme;
+
 use super::reader::{Findings, Origin, Section, Shown};
 use super::signatures::read_scheme;
 use super::{HOUR, MINUTE, SECOND, retry, servers};
@@ -16,7 +18,6 @@ use crate::domain::outcome::{Class, OnUncertain};
 use crate::domain::retry::{RetryChanges, RetryPolicy};
 use crate::im::{TargetSettings, netease, openim, webhook, wukongim, yunxin};
 use crate::secret::Secret;
-use crate::signature::Scheme;
 use crate::tls::TlsSettings;
 
 #[derive(Clone, Debug)]

@@ -1,39 +1,20 @@
 //! The accounts of a job (promise 2): total = sent + duplicate + failed + uncertain + expired +
 //! cancelled + capped + pending.
 
+pub use fanwise_client::Accounts;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::outcome::Outcome;
 
-/// Counts the recipients of a job by outcome. `total` counts list entries: a user that is listed
-/// twice counts twice, once as sent and once as duplicate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Accounts {
-    pub total: u64,
-    pub sent: u64,
-    pub duplicate: u64,
-    pub failed: u64,
-    pub uncertain: u64,
-    pub expired: u64,
-    pub cancelled: u64,
-    /// Recipients that had reached the frequency cap of the job's category.
-    #[serde(default)]
-    pub capped: u64,
+/// The counters of the accounts by outcome.
+pub trait ByOutcome {
+    fn of(&self, outcome: Outcome) -> u64;
+    fn of_mut(&mut self, outcome: Outcome) -> &mut u64;
 }
 
-impl Accounts {
-    /// Recipients that have an outcome.
-    pub fn settled(&self) -> u64 {
-        Outcome::ALL.iter().map(|outcome| self.of(*outcome)).sum()
-    }
-
-    /// Recipients that have none yet.
-    pub fn pending(&self) -> u64 {
-        self.total.saturating_sub(self.settled())
-    }
-
-    pub fn of(&self, outcome: Outcome) -> u64 {
+impl ByOutcome for Accounts {
+    fn of(&self, outcome: Outcome) -> u64 {
         match outcome {
             Outcome::Sent => self.sent,
             Outcome::Duplicate => self.duplicate,
@@ -45,7 +26,7 @@ impl Accounts {
         }
     }
 
-    pub fn of_mut(&mut self, outcome: Outcome) -> &mut u64 {
+    fn of_mut(&mut self, outcome: Outcome) -> &mut u64 {
         match outcome {
             Outcome::Sent => &mut self.sent,
             Outcome::Duplicate => &mut self.duplicate,

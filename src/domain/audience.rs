@@ -8,10 +8,10 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::ControlFlow;
 
+pub use fanwise_client::Recipient as MemberDocument;
 use ring::digest;
-use schemars::JsonSchema;
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::fields::{Fields, Problem, Problems, TWICE, each_field, name_twice, shorten};
@@ -27,81 +27,9 @@ pub const VARS_BYTES_MAX: usize = 16 * 1024;
 /// it.
 const TRIED_MAX: usize = 10;
 
-/// The recipients of the message: one of `users`, `groups` and `all`.
-#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
-#[schemars(rename = "Audience", deny_unknown_fields)]
-pub struct AudienceDocument {
-    /// Recipients, at most 100,000 in one message.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 100_000))]
-    pub users: Option<Vec<MemberDocument>>,
-    /// Ids of groups; the message is sent once to each, as a group.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 100_000), inner(length(min = 1, max = 255)))]
-    pub groups: Option<Vec<String>>,
-    /// The target's number for the kind of group; 2 if left out. WuKongIM has others.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 2, max = 255))]
-    pub group_type: Option<u8>,
-    /// All users of the target; the job must set `"confirm_all": true` too.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    #[schemars(default)]
-    pub all: bool,
-    /// Recipients to leave out.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(default, length(max = 100_000))]
-    pub exclude: Vec<String>,
-}
-
-/// A recipient: its id alone, or with values for the placeholders in the message.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-#[schemars(rename = "Member")]
-#[serde(untagged)]
-pub enum MemberDocument {
-    /// 1 to 255 bytes.
-    Id(String),
-    WithVars {
-        /// 1 to 255 bytes.
-        #[schemars(length(min = 1, max = 255))]
-        id: String,
-        /// At most 16 KiB.
-        #[schemars(with = "serde_json::Map<String, serde_json::Value>")]
-        vars: Box<RawValue>,
-    },
-}
-
-impl MemberDocument {
-    /// A recipient with or without its own values.
-    pub fn new(id: String, vars: Option<Box<RawValue>>) -> Self {
-        match vars {
-            Some(vars) => Self::WithVars { id, vars },
-            None => Self::Id(id),
-        }
-    }
-
-    pub fn id(&self) -> &str {
-        match self {
-            Self::Id(id) | Self::WithVars { id, .. } => id,
-        }
-    }
-
-    pub fn vars(&self) -> Option<&RawValue> {
-        match self {
-            Self::Id(_) => None,
-            Self::WithVars { vars, .. } => Some(vars),
-        }
-    }
-}
-
 impl From<Member<'_>> for MemberDocument {
     fn from(Member { id, vars }: Member<'_>) -> Self {
         Self::new(id.into_owned(), vars.map(ToOwned::to_owned))
-    }
-}
-
-impl From<String> for MemberDocument {
-    fn from(id: String) -> Self {
-        Self::Id(id)
     }
 }
 

@@ -10,40 +10,13 @@
 
 use std::sync::Arc;
 
-use schemars::JsonSchema;
+pub use fanwise_client::{FailureClass, Fallback};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::lane::Lane;
 use super::outcome::{Class, TargetAnswer};
 use super::slice::{Head, Remark, SLICE_VERSION_FALLBACK, Slice};
-
-/// The second target of a job, and which recipients it gets.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Fallback {
-    /// The name of the target.
-    #[schemars(length(min = 1, max = 64))]
-    pub target: String,
-    /// Why the first target failed them; `["permanent"]` if left out.
-    #[serde(default = "permanent")]
-    #[schemars(length(min = 1, max = 2))]
-    pub on: Vec<FailureClass>,
-}
-
-fn permanent() -> Vec<FailureClass> {
-    vec![FailureClass::Permanent]
-}
-
-/// Why a recipient failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum FailureClass {
-    /// The target refused the recipient for good.
-    Permanent,
-    /// All attempts, or all retries of the job, are used up.
-    Transient,
-}
 
 /// The classes of answers with which a recipient moves on to the second target.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

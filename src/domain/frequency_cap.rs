@@ -57,7 +57,8 @@ pub struct UnitOwner(pub [u8; 6]);
 
 impl From<JobId> for UnitOwner {
     fn from(job: JobId) -> Self {
-        Self(job.beginning())
+        let [a, b, c, d, e, f, ..] = job.bytes();
+        Self([a, b, c, d, e, f])
     }
 }
 

@@ -3,93 +3,13 @@
 
 use std::fmt;
 use std::hash::Hasher;
-use std::str::FromStr;
 
+pub use fanwise_client::{JobId, NotAJobId};
 use ring::digest;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 
 use crate::codec;
-
-/// One broadcast: the first 96 bits of SHA-256 over app and `client_msg_no`, as 24 hex digits.
-///
-/// A job is idempotent on (app, `client_msg_no`), so its id needs no register: two producers that
-/// publish the same key publish the same job.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct JobId([u8; 12]);
-
-impl JobId {
-    pub fn of(app: &str, client_msg_no: &str) -> Self {
-        let mut context = digest::Context::new(&digest::SHA256);
-        context.update(app.as_bytes());
-        context.update(&[0]);
-        context.update(client_msg_no.as_bytes());
-        let mut id = [0; 12];
-        id.copy_from_slice(&context.finish().as_ref()[..12]);
-        Self(id)
-    }
-
-    /// The first bytes of the id.
-    pub fn beginning(self) -> [u8; 6] {
-        let [a, b, c, d, e, f, ..] = self.0;
-        [a, b, c, d, e, f]
-    }
-
-    /// A number that is as good as random.
-    pub fn number(self) -> u64 {
-        self.0
-            .iter()
-            .take(8)
-            .fold(0, |sum, byte| (sum << 8) | u64::from(*byte))
-    }
-}
-
-impl fmt::Display for JobId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for JobId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// The text is not 24 hex digits.
-#[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not a job id: 24 hexadecimal digits are expected")]
-pub struct NotAJobId(String);
-
-impl FromStr for JobId {
-    type Err = NotAJobId;
-
-    fn from_str(text: &str) -> Result<Self, NotAJobId> {
-        let wrong = || NotAJobId(text.to_owned());
-        if text.len() != 24 || !text.is_ascii() {
-            return Err(wrong());
-        }
-        let mut id = [0; 12];
-        for (byte, digits) in id.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
-            *byte = u8::from_str_radix(digits, 16).map_err(|_| wrong())?;
-        }
-        Ok(Self(id))
-    }
-}
-
-impl Serialize for JobId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for JobId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
 
 /// The 64-bit keyed hash of a recipient in the ledger of one job.
 ///
@@ -112,7 +32,7 @@ pub struct Fingerprinter {
 
 impl Fingerprinter {
     pub fn new(secret: &str, job: JobId) -> Self {
-        Self::with_key(&[secret.as_bytes(), &job.0])
+        Self::with_key(&[secret.as_bytes(), &job.bytes()])
     }
 
     /// Fingerprints that are the same in all jobs of an app. `kind` keeps apart users and groups

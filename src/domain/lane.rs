@@ -15,46 +15,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use schemars::JsonSchema;
+pub use fanwise_client::Priority;
 use serde::{Deserialize, Serialize};
-use strum::{EnumString, IntoStaticStr, VariantArray};
 
 use super::ids::JobId;
-
-/// The priority that a producer asks for: the routing key of a job.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-    EnumString,
-    IntoStaticStr,
-    VariantArray,
-)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-pub enum Priority {
-    High,
-    #[default]
-    Normal,
-    Bulk,
-}
-
-impl Priority {
-    pub const ALL: &'static [Self] = Self::VARIANTS;
-
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-}
 
 /// Sub-lanes of a priority.
 pub const SUB_LANES: u32 = 8;
@@ -134,7 +98,9 @@ pub fn least_open(open: &[Assigned<'_>], job: JobId, app: &str, recipients: u64)
         lanes.reverse();
     }
     if open.len() >= ASSIGNED_MAX {
-        let at = job.number() % lanes.len().max(1) as u64;
+        let number = job.bytes().into_iter().take(8);
+        let number = number.fold(0, |sum, byte| (sum << 8) | u64::from(byte));
+        let at = number % lanes.len().max(1) as u64;
         return lanes.get(at as usize).copied().unwrap_or(0);
     }
     let work = |lane: &u32| {

@@ -6,24 +6,11 @@
 //! continues without the feature and with a warning (`lenient`). The documentation's table is
 //! generated from the same mapping ([`crate::im::mapping`]), so the two cannot differ.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+pub use fanwise_client::Strictness;
 
 use super::fields::Problem;
 use super::message::Content;
 use super::slice::{Addressed, Head};
-
-/// What to do about features that the target does not support.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Strictness {
-    /// Refuse the job and name the fields.
-    #[default]
-    Strict,
-    /// Send without them, with a warning in the job. A type of message or an audience that the
-    /// target does not support still refuses the job, because nothing would be left to send.
-    Lenient,
-}
 
 /// How a target maps a feature, with an explanation for readers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -59,7 +59,7 @@ pub mod outcome;
 /// The speed of a job, from what its ledger remembers.
 pub mod pace;
 /// The rule that cuts lists into messages and slices.
-pub mod parts;
+pub use fanwise_client::parts;
 /// What an app may send: its senders, targets, audiences and numbers.
 pub mod permissions;
 /// Texts with placeholders, rendered for each recipient.

@@ -3,9 +3,11 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+pub use fanwise_client::OnUncertain;
+pub use fanwise_client::webhook::Class;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use strum::{EnumString, IntoStaticStr, VariantArray};
+use strum::{IntoStaticStr, VariantArray};
 
 use super::printable::on_one_line;
 
@@ -79,47 +81,6 @@ impl Outcome {
             .iter()
             .copied()
             .find(|outcome| outcome.ledger_code() == Some(code))
-    }
-}
-
-/// The meaning of a target's answer for its recipients.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    Hash,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-    EnumString,
-    IntoStaticStr,
-    VariantArray,
-)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-pub enum Class {
-    /// Accepted.
-    Done,
-    /// Refused permanently: no later attempt can succeed.
-    Permanent,
-    /// Not accepted, may be accepted later; costs an attempt.
-    Transient,
-    /// Not accepted because we are too fast: the lane waits, no attempt is spent.
-    Throttled,
-    /// Possibly accepted: the reply was lost, or says so. The policy decides (promise 4).
-    Uncertain,
-    /// Our configuration is wrong (signature, token, permission): the job is parked, and with a
-    /// second job the target. No recipient is dead-lettered (promise 10).
-    Config,
-}
-
-impl Class {
-    pub const ALL: &'static [Self] = Self::VARIANTS;
-
-    pub fn as_str(self) -> &'static str {
-        self.into()
     }
 }
 
@@ -263,38 +224,6 @@ impl Verdict {
             Self::All(answer) => answer,
             Self::Each(answers) => &answers[index],
         }
-    }
-}
-
-/// What to do with a recipient whose send may or may not have happened (promise 4).
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-    IntoStaticStr,
-    VariantArray,
-)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-pub enum OnUncertain {
-    /// Send again; right if the target is idempotent on our key.
-    Retry,
-    /// Dead-letter as uncertain; an operator decides.
-    Hold,
-    /// Settle as uncertain, without a dead letter.
-    Drop,
-}
-
-impl OnUncertain {
-    pub const ALL: &'static [Self] = Self::VARIANTS;
-
-    pub fn as_str(self) -> &'static str {
-        self.into()
     }
 }
 

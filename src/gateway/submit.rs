@@ -81,7 +81,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
         let (preview, estimate) = gateway.rehearse(&caller, &draft, &checked).await?;
         let answer = SubmitAnswer {
             status: StatusCode::OK,
-            standing: before.as_ref().filter(|_| known).map(JobStanding::of),
+            standing: before.as_ref().filter(|_| known).map(JobStanding::from),
             waited: None,
             preview,
             estimate,
@@ -104,7 +104,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
         } else {
             StatusCode::ACCEPTED
         },
-        standing: before.as_ref().filter(|_| known).map(JobStanding::of),
+        standing: before.as_ref().filter(|_| known).map(JobStanding::from),
         waited: None,
         preview: Vec::new(),
         estimate: None,
@@ -113,7 +113,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
         let wait = wait.min(gateway.wait_max);
         answer.waited = Some(wait);
         if let Some(record) = gateway.settled(&checked, wait).await? {
-            answer.standing = Some(JobStanding::of(&record));
+            answer.standing = Some(JobStanding::from(&record));
             if record.state == JobState::Completed {
                 answer.status = StatusCode::OK;
             }

@@ -1,6 +1,6 @@
 //! The record of a job, and queries for records.
 
-use strum::{EnumString, IntoStaticStr, VariantArray};
+pub use fanwise_client::JobState;
 
 use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::announce::Reached;
@@ -217,36 +217,6 @@ impl JobRecord {
             settled: self.accounts.settled(),
         };
         self.pace.per_second(progress, now_ms)
-    }
-}
-
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    serde::Serialize,
-    serde::Deserialize,
-    schemars::JsonSchema,
-    EnumString,
-    IntoStaticStr,
-    VariantArray,
-)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-pub enum JobState {
-    /// Durable with the broker; no worker has registered it yet.
-    Accepted,
-    Running,
-    Completed,
-}
-
-impl JobState {
-    pub const ALL: &'static [Self] = Self::VARIANTS;
-
-    pub fn as_str(self) -> &'static str {
-        self.into()
     }
 }
 

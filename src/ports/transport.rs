@@ -3,25 +3,9 @@
 use std::future::Future;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, Method, Uri};
+pub use fanwise_net::http::{BAD_URL, CERTIFICATE, HttpReply, PRIVATE_ADDRESS, Request, SendError};
 
 use crate::domain::outcome::{Class, TargetAnswer};
-
-#[derive(Clone, Debug)]
-pub struct Request {
-    pub method: Method,
-    pub uri: Uri,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-}
-
-#[derive(Clone, Debug)]
-pub struct HttpReply {
-    pub status: u16,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-}
 
 /// Carries requests to backends: one request, one answer, no retries, no redirects.
 pub trait Transport: Send + Sync + 'static {
@@ -37,43 +21,45 @@ pub trait Transport: Send + Sync + 'static {
     fn tidy(&self) {}
 }
 
-/// Why there is no reply. `code` is one token, so it can be used in a filter.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SendError {
-    /// Certainly not sent: no byte of the request left.
-    #[error("not sent: {what}")]
-    NotSent { what: String, code: &'static str },
-    /// Possibly sent: the request left, wholly or in part, and no complete reply came back.
-    #[error("perhaps sent: {what}")]
-    Unknown { what: String, code: &'static str },
+/// The meaning of a missing reply for the recipients of the call.
+impl From<&SendError> for TargetAnswer {
+    fn from(error: &SendError) -> Self {
+        let (class, code, what) = match error {
+            // No later attempt helps, and the recipients are not at fault.
+            SendError::NotSent { what, code } if error.is_lasting() => (Class::Config, code, what),
+            SendError::NotSent { what, code } => (Class::Transient, code, what),
+            SendError::Unknown { what, code } => (Class::Uncertain, code, what),
+        };
+        let answer = Self::new(class, *code, what.clone());
+        match error {
+            SendError::NotSent { .. } => answer.unreached(),
+            SendError::Unknown { .. } => answer,
+        }
+    }
 }
 
-/// The code for a server whose certificate cannot be trusted.
-pub const CERTIFICATE: &str = "certificate";
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The code for a server in a private network that may not be called.
-pub const PRIVATE_ADDRESS: &str = "private_address";
-
-/// The code for a URL that names no server.
-pub const BAD_URL: &str = "bad_url";
-
-impl SendError {
-    /// The meaning of the error for the recipients of the call.
-    pub fn answer(&self) -> TargetAnswer {
-        let (class, code, what) = match self {
-            // No later attempt helps, and the recipients are not at fault.
-            Self::NotSent { what, code }
-                if [CERTIFICATE, BAD_URL, PRIVATE_ADDRESS].contains(code) =>
-            {
-                (Class::Config, code, what)
-            }
-            Self::NotSent { what, code } => (Class::Transient, code, what),
-            Self::Unknown { what, code } => (Class::Uncertain, code, what),
-        };
-        let answer = TargetAnswer::new(class, *code, what.clone());
-        match self {
-            Self::NotSent { .. } => answer.unreached(),
-            Self::Unknown { .. } => answer,
+    #[test]
+    fn what_certainly_did_not_leave_can_be_sent_again_and_the_rest_is_in_doubt() {
+        let class = |error: SendError| TargetAnswer::from(&error).class;
+        let what = || "words".to_owned();
+        for (code, expected) in [
+            ("refused", Class::Transient),
+            ("dns", Class::Transient),
+            (CERTIFICATE, Class::Config),
+            (BAD_URL, Class::Config),
+            (PRIVATE_ADDRESS, Class::Config),
+        ] {
+            let error = SendError::NotSent { what: what(), code };
+            assert_eq!(class(error), expected, "{code}");
         }
+        let code = "closed";
+        assert_eq!(
+            class(SendError::Unknown { what: what(), code }),
+            Class::Uncertain
+        );
     }
 }

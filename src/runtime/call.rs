@@ -88,7 +88,7 @@ impl<T: Transport> Caller<'_, T> {
         let read = |reply: Result<HttpReply, SendError>| {
             let verdict = match &reply {
                 Ok(reply) => calls.read_reply(recipients, reply),
-                Err(error) => Verdict::All(error.answer()),
+                Err(error) => Verdict::All(error.into()),
             };
             let TargetRuntime {
                 name,

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use fanwise_client::webhook::Signer;
+
 use crate::domain::notice::CallbackRules;
-use crate::signature::Signer;
 
 /// How to make the callbacks of one app.
 pub struct Callbacks<T> {

@@ -41,7 +41,7 @@ pub async fn count_users<T: Transport>(
     let sign = |request: &mut _, signing| target.sign(request, signing);
     let request = || directory.page(None);
     let (reply, _) = authorised(transport, login, &keyring, timeout, sign, request).await?;
-    let reply = reply.map_err(|error| error.answer())?;
+    let reply = reply.map_err(|error| TargetAnswer::from(&error))?;
     Ok(UserCount::of(&directory.read_page(None, &reply)?))
 }
 

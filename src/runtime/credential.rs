@@ -50,7 +50,7 @@ impl Keyring {
         let reply = transport.send(login.request(), timeout).await;
         let credential = match reply {
             Ok(reply) => login.read_credential(&reply),
-            Err(error) => Err(error.answer()),
+            Err(error) => Err(TargetAnswer::from(&error)),
         };
         let Credential { secret, lives } = credential.map_err(not_made)?;
         let held = Arc::new(Held {

@@ -5,82 +5,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+pub use fanwise_client::{Estimate, JobStanding, Preview, Submitted};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use strum::IntoStaticStr;
 
-use crate::domain::accounts::{Accounts, Audit};
+use crate::domain::accounts::Audit;
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
 use crate::domain::letters::{DeadFilter, DeadRow};
 use crate::domain::limits::Rate;
-use crate::domain::message::MessageDocument;
 use crate::domain::moment;
 use crate::domain::outcome::Class;
 use crate::domain::trail::TrailEntry;
-use crate::ports::{JobRecord, JobState, LedgerError, RetainedMessage, StoredTemplate};
+use crate::ports::{JobRecord, LedgerError, RetainedMessage, StoredTemplate};
 use crate::service::control::Hindrance;
 use crate::service::dead_letters::ResolveAs;
-
-/// The answer to a submitted job.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct Submitted {
-    /// 24 hexadecimal digits.
-    #[schemars(with = "String")]
-    pub job: JobId,
-    pub target: String,
-    /// List entries of this submission, repeats included.
-    pub recipients: u64,
-    /// Number of messages that carry it.
-    pub messages: u32,
-    /// Nothing was accepted: the request was a dry run.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub dry_run: bool,
-    /// Features that the target does not support and that the job goes on without.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub warnings: Vec<String>,
-    /// In a dry run, the message as the first recipients would get it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub preview: Vec<Preview>,
-    /// In a dry run, what sending the job would take; null for all users of a target.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub estimate: Option<Estimate>,
-    /// Progress of the job, if it was known before or if the request waited for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub standing: Option<JobStanding>,
-}
-
-/// The message as one recipient would get it.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct Preview {
-    pub recipient: String,
-    /// With the placeholders filled in; null if that is not possible.
-    #[serde(default)]
-    pub message: Option<MessageDocument>,
-    /// Why not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub problem: Option<String>,
-}
-
-/// What sending a job would take. Retries, sending hours and other jobs are not in it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Estimate {
-    /// Recipients for whom a personal message was rendered, at most 100,000.
-    pub rendered: u64,
-    /// Those of them who would fail: they lack a value, or the message does not fit the target.
-    pub would_fail: u64,
-    /// Calls to the target.
-    pub calls: u64,
-    /// Bytes of their requests, about.
-    pub bytes: u64,
-    /// Least time that the limits in force allow; null without a limit.
-    #[serde(default)]
-    pub seconds: Option<u64>,
-    /// The limit that takes this time.
-    #[serde(default)]
-    pub limit: Option<String>,
-}
 
 /// The process that answers, and what the caller may do with it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -139,16 +80,8 @@ pub struct PartAbout {
     pub what: String,
 }
 
-/// Progress of a job.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct JobStanding {
-    pub state: JobState,
-    pub accounts: Accounts,
-    pub pending: u64,
-}
-
-impl JobStanding {
-    pub(crate) fn of(record: &JobRecord) -> Self {
+impl From<&JobRecord> for JobStanding {
+    fn from(record: &JobRecord) -> Self {
         Self {
             state: record.state,
             accounts: record.accounts,

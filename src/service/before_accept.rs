@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
+use fanwise_client::webhook::Signer;
 use http::{HeaderMap, HeaderValue, Method, Uri, header};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -29,7 +30,6 @@ use crate::domain::text;
 use crate::error::chain;
 use crate::im::webhook::IDEMPOTENCY_KEY;
 use crate::ports::{Request, Transport};
-use crate::signature::Signer;
 
 /// The endpoint to ask, and what happens without an answer.
 #[derive(Clone, Debug)]
@@ -299,8 +299,7 @@ mod tests {
     use ring::hmac;
 
     use super::*;
-    use crate::secret::Secret;
-    use crate::signature::Scheme;
+    use fanwise_client::webhook::Scheme;
 
     fn asked() -> Asked {
         Asked {
@@ -319,7 +318,7 @@ mod tests {
 
     #[test]
     fn the_question_is_signed_and_holds_no_list() {
-        let signer = Signer::new(&Secret::new("key"), Scheme::Fanwise).unwrap();
+        let signer = Signer::new("key", Scheme::Fanwise).unwrap();
         let ask = BeforeAccept {
             url: Uri::from_static("http://moderation.example/ask"),
             signer: Some(signer),

@@ -21,7 +21,7 @@ use super::keys::JobKeys;
 use super::steering::{EXPIRES_AT_NOW, NOT_BEFORE_NOW, PRIORITY_NOW};
 use super::{Store, turn};
 use crate::clock::now_ms;
-use crate::domain::accounts::{Accounts, Audit};
+use crate::domain::accounts::{Accounts, Audit, ByOutcome as _};
 use crate::domain::ids::{Fingerprint, JobId, Owner};
 use crate::domain::outcome::Outcome;
 use crate::domain::pace::{Mark, Pace};

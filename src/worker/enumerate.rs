@@ -169,7 +169,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         let (reply, held) = authorised(transport, login, keyring, timeout, sign, request).await?;
         let page = match reply {
             Ok(reply) => directory.read_page(cursor, &reply),
-            Err(error) => Err(error.answer()),
+            Err(error) => Err(TargetAnswer::from(&error)),
         };
         Ok((page, held))
     }

@@ -25,7 +25,7 @@ use crate::domain::announce::EventKind;
 use crate::domain::audience::Member;
 use crate::domain::fallback::ForFallback;
 use crate::domain::ids::{Fingerprinter, JobId, SliceId};
-use crate::domain::job::Job;
+use crate::domain::job::{self, Job};
 use crate::domain::lane::{EXPRESS_RECIPIENTS_MAX, Lane, LaneClass, Priority};
 use crate::domain::message::Content;
 use crate::domain::slice::{
@@ -526,7 +526,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
 
     /// Tells the ledger that a part has arrived, of a list that waits for all of its parts.
     async fn gather(&self, job: &Job<'_>) -> Result<(), Lost> {
-        let Some(part) = job.part.together() else {
+        let Some(part) = job::together(&job.part) else {
             return Ok(());
         };
         let context = &*self.session.context;
@@ -554,7 +554,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         let mut cutter = Cutter::new(fingerprinter, job.entries);
         job.for_each_recipient(|recipient| cutter.push(recipient));
         let lane = self.lane(job, job.entries as u64).await?;
-        let together = job.part.together();
+        let together = job::together(&job.part);
         let mut batch = Vec::with_capacity(BATCH_SLICES);
         let (name, shape) = (&submission.submission, submission.shape);
         for cut in cutter.finish(name, submission.slice_recipients) {

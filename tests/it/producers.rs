@@ -9,7 +9,9 @@ use fanwise::domain::lane::Priority;
 use fanwise::ports::{
     Broker, Consumer, Moved, RetainedMessage, RetainedQueue, RetainedQueues, Session, Source,
 };
-use serde_json::json;
+use fanwise_client::amqp::{Error, Producer as ClientProducer, Published};
+use fanwise_client::{Audience, Job, JobId, Message, Retry};
+use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -18,6 +20,7 @@ use tokio::time::timeout;
 use crate::support::raw::{
     APP_ID, CORRELATION_ID, EXPIRATION, HEADERS, MESSAGE_ID, Producer, TYPE, header, long, short,
 };
+use crate::support::relay::Relay;
 use crate::support::servers::amqp_url;
 use crate::support::wait::until;
 use crate::support::world::{BOUND, Plan, users};
@@ -241,7 +244,7 @@ async fn promise_11_a_valid_job_is_sent_whatever_is_on_its_message() {
 }
 
 /// A slice as an intake cuts it, with some changes to its head and to itself.
-fn slice(number: u32, changed: &serde_json::Value, itself: &serde_json::Value) -> String {
+fn slice(number: u32, changed: &Value, itself: &Value) -> String {
     let mut head = json!({
         "id": format!("{number:024x}"), "app": "default", "client_msg_no": format!("slice-{number}"),
         "target": "im", "priority": "normal", "content": {"type": "text", "text": "hello"},
@@ -374,4 +377,87 @@ fn io_threads() -> usize {
     names
         .filter(|name| name.starts_with("lapin-io-loop"))
         .count()
+}
+
+/// The producer of the client library accepts nothing that no queue takes, cuts a long list into
+/// parts, and publishes again what has no confirm.
+#[tokio::test]
+async fn the_producer_of_the_client_library_is_confirmed() {
+    let Some((rabbit, url)) = rabbit("client") else {
+        return;
+    };
+    let exchange = rabbit.topology().exchanges[0].name.clone();
+    let (relay, through) = Relay::before(&url).await;
+    let retry = Retry {
+        tries: 3,
+        first: Duration::from_millis(50),
+        ..Retry::default()
+    };
+    let producer = ClientProducer::new(&through).unwrap().with_retry(retry);
+    let producer = producer.with_namespace(exchange.strip_suffix(".jobs").unwrap());
+    let job = |key: &str, count: usize| {
+        Job::new(key, Audience::users(users(count)), Message::text("hello"))
+    };
+    let missing = producer.submit(job("early", 1)).await.unwrap_err();
+    assert!(missing.is_missing() && !missing.is_temporary(), "{missing}");
+    assert!(missing.to_string().contains("NOT_FOUND"), "{missing}");
+
+    rabbit.apply().await.unwrap();
+    let published = |key: &str, messages| Published {
+        job: JobId::of("default", key),
+        messages,
+    };
+    let first = producer.submit(job("first", 3)).await.unwrap();
+    assert_eq!(first, published("first", 1));
+    relay.reset().await;
+    let long = producer.submit(job("long", 100_001)).await.unwrap();
+    assert_eq!(long, published("long", 2));
+    relay.cut().await;
+    let away = producer.submit(job("away", 1)).await.unwrap_err();
+    assert!(
+        away.is_temporary() && matches!(away, Error::Broker(_)),
+        "{away}"
+    );
+    relay.restore();
+
+    let session = rabbit.connect().await.unwrap();
+    let source = Source::Jobs(Priority::Normal);
+    let mut consumer = session.consume(source, 10).await.unwrap();
+    for (key, recipients, part) in [
+        ("first", 3, Value::Null),
+        ("long", 100_000, json!({"number": 1, "of": 2})),
+        ("long", 1, json!({"number": 2, "of": 2})),
+    ] {
+        let delivery = timeout(BOUND, consumer.next()).await.unwrap().unwrap();
+        let job: Value = serde_json::from_slice(&delivery.body).unwrap();
+        let users = job["audience"]["users"].as_array().unwrap();
+        assert_eq!(
+            (users.len(), &job["client_msg_no"]),
+            (recipients, &key.into())
+        );
+        assert_eq!(job["part"], part);
+        delivery.ack().await.unwrap();
+    }
+    session.close().await;
+
+    let queues = rabbit.topology().queues.into_iter();
+    let high = queues
+        .map(|it| it.name)
+        .find(|it| it.contains(".jobs.high."));
+    let raw = lapin::Connection::connect(&url, lapin::ConnectionProperties::default());
+    let channel = raw.await.unwrap().create_channel().await.unwrap();
+    let high = high.unwrap();
+    channel
+        .queue_delete(high.as_str().into(), Default::default())
+        .await
+        .unwrap();
+    let mut job = job("lost", 1);
+    job.priority = Some(Priority::High);
+    let lost = producer.submit(job).await.unwrap_err();
+    assert!(
+        lost.is_missing() && lost.to_string().contains("`high`"),
+        "{lost}"
+    );
+    producer.close().await;
+    rabbit.delete_all().await.unwrap();
 }

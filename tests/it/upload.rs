@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fanwise::domain::ids::SliceId;
-use fanwise::domain::job::{Context, Job};
+use fanwise::domain::job::{Context, Job, together};
 use fanwise::domain::lane::Lane;
 use fanwise::domain::slice::{Head, Shape, Slice};
 use fanwise::ports::{Broker as _, Outgoing, Publisher as _, Route, Session as _};
@@ -993,7 +993,7 @@ mod restart {
 /// The only slice of a part, with the recipients u1 and u2, accepted two hours ago.
 async fn publish_old_slice(world: &World, part: &str) {
     let job = Job::parse(part.as_bytes(), None, &Anything, jiff::Timestamp::now()).unwrap();
-    let together = job.part.together();
+    let together = together(&job.part);
     let lane = Lane::of_small_jobs(&job.head.target, 0);
     let slice = Slice {
         v: 1,
@@ -1094,6 +1094,15 @@ async fn a_target_that_is_far_behind_takes_no_jobs(gateway: u16, resume: impl As
     assert!(refused.headers.contains_key("retry-after"), "{refused:?}");
     let listed = upload(gateway, "listed", "text/plain", b"a\nb\n").await;
     assert_eq!(listed.status, 503, "{listed:?}");
+    let url = format!("http://127.0.0.1:{gateway}");
+    let send = |key: &str, tries: &str| {
+        let usual = ["send", "--server", &url, "-k", key, "-m", "x", "-t", "im"];
+        fanwise(&[&usual[..], &["--tries", tries, "ann"]].concat(), &[])
+    };
+    let told = send("told", "1").finish(BOUND).await;
+    assert_eq!(told.code, Some(75), "{told:?}");
+    assert!(told.stderr.contains("pending_max is 100"), "{told:?}");
+    let patient = send("patient", "100");
     // What was accepted before is accepted still, and other targets go on.
     let again = submit("first", "im", &users(101)).await;
     assert_eq!(again.status, 200, "{again:?}");
@@ -1112,6 +1121,10 @@ async fn a_target_that_is_far_behind_takes_no_jobs(gateway: u16, resume: impl As
     listed.await;
     let listed = completed(gateway, "listed").await;
     assert_eq!(listed["accounts"]["sent"], 2, "{listed}");
+    // The command has come again until there was room.
+    let patient = patient.finish(BOUND).await;
+    assert_eq!(patient.code, Some(0), "{patient:?}");
+    completed(gateway, "patient").await;
 }
 
 const FAR_BEHIND: &str = "[apps.default]\ntarget = \"im\"\n[targets.other]\ntype = \"wukongim\"\nversion = \"v3\"\nsender = \"news\"\ncall_timeout = \"3s\"\n";

@@ -7,18 +7,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Uri, header};
+use fanwise_client::Retry;
+use fanwise_client::http::{
+    self as client, Client, ClientSettings, Error, List, Refused, SubmitOptions,
+};
+pub(super) use fanwise_client::http::{JSON, NDJSON, Question, encoded};
+use http::{Method, Uri};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::clock::rfc3339;
-use crate::codec;
 use crate::config::Config;
 use crate::domain::fields::shorten;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::http::client::{Client, ClientSettings};
 use crate::http::tls;
-use crate::ports::{HttpReply, JobFilter, Request, SendError};
+use crate::ports::{HttpReply, JobFilter, SendError};
 use crate::secret::Secret;
 use crate::service::api::{JobList, Submitted};
 use crate::tls::{ClientTls, TlsSettings};
@@ -33,21 +36,8 @@ pub(super) fn parameters(filter: &impl Serialize) -> Result<Vec<(String, String)
 }
 
 pub(super) fn query(parameters: &[(String, String)]) -> String {
-    let pairs: Vec<_> = parameters
-        .iter()
-        .map(|(name, value)| format!("{name}={}", encoded(value)))
-        .collect();
-    match pairs.is_empty() {
-        true => String::new(),
-        false => format!("?{}", pairs.join("&")),
-    }
-}
-
-/// A text as a segment of a path or a value of a query.
-pub(super) fn encoded(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    codec::push_segment(&mut encoded, text);
-    encoded
+    let pairs = parameters.iter();
+    client::query(pairs.map(|(name, value)| (name.as_str(), value.as_str())))
 }
 
 /// A server, as the caller names it.
@@ -61,56 +51,13 @@ pub(in crate::cli) struct ServerAddress {
 
 /// The HTTP interface of a running process.
 pub(in crate::cli) struct Server {
-    base: String,
-    token: Option<Secret>,
-    client: Client,
+    server: client::Server,
     /// The configuration that names it; `None` if the caller does.
     config: Option<Box<Config>>,
 }
 
-pub(super) const JSON: &str = "application/json";
-pub(super) const NDJSON: &str = "application/x-ndjson";
-
-/// A request to the server.
-pub(super) struct Question<'a> {
-    method: Method,
-    path: &'a str,
-    /// The type of the body.
-    kind: Option<&'static str>,
-    body: Bytes,
-    traceparent: Option<&'a str>,
-    /// The type of the answer.
-    accept: &'static str,
-}
-
-impl<'a> Question<'a> {
-    /// Without a body; the answer is JSON.
-    pub(super) fn new(method: Method, path: &'a str) -> Self {
-        Self {
-            method,
-            path,
-            kind: None,
-            body: Bytes::new(),
-            traceparent: None,
-            accept: JSON,
-        }
-    }
-
-    /// With a body of this type.
-    pub(super) fn with(self, kind: &'static str, body: impl Into<Bytes>) -> Self {
-        Self {
-            kind: Some(kind),
-            body: body.into(),
-            ..self
-        }
-    }
-}
-/// Longest wait for an answer; lists of dead letters and rejected messages may be long.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Longest wait for the answer to an upload.
-const UPLOAD_PATIENCE: Duration = Duration::from_secs(15 * 60);
-/// Longest wait for a connection to a server that may be far away.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// Longest wait for the beginning of a download.
+const DOWNLOAD_PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// Longest answer: room for a million dead letters.
 const ANSWER_BYTES_MAX: usize = 1 << 30;
 
@@ -125,16 +72,15 @@ impl Server {
         let tls = tls.or_exit(Exit::BadConfig)?;
         let scheme = if tls.is_some() { "https" } else { "http" };
         let settings = ClientSettings {
-            reply_bytes_max: ANSWER_BYTES_MAX,
             tls: tls.map(Arc::new),
             ..ClientSettings::defaults()
         };
-        Ok(Self {
-            base: format!("{scheme}://{listen}"),
-            token: config.gateway.token.clone(),
-            client: Client::new(settings),
-            config: Some(Box::new(config.clone())),
-        })
+        let mut server = Self::with(&format!("{scheme}://{listen}"), settings)?;
+        server.config = Some(Box::new(config.clone()));
+        match &config.gateway.token {
+            Some(token) => server.with_token(token),
+            None => Ok(server),
+        }
     }
 
     pub(super) fn at(address: ServerAddress) -> Result<Self, Failure> {
@@ -149,22 +95,36 @@ impl Server {
             own.insert(host_and_port(&address.base)?, tls);
         }
         let settings = ClientSettings {
-            reply_bytes_max: ANSWER_BYTES_MAX,
-            connect_timeout: CONNECT_PATIENCE,
             tls_of: Arc::new(own),
-            ..ClientSettings::defaults()
+            ..client::Server::settings()
         };
+        let server = Self::with(&address.base, settings)?;
+        match &address.token {
+            Some(token) => server.with_token(token),
+            None => Ok(server),
+        }
+    }
+
+    fn with(base: &str, settings: ClientSettings) -> Result<Self, Failure> {
+        let settings = ClientSettings {
+            reply_bytes_max: ANSWER_BYTES_MAX,
+            ..settings
+        };
+        let server = client::Server::with_client(base, Client::new(settings));
+        let server = server.or_exit(Exit::Usage)?;
         Ok(Self {
-            base: address.base,
-            token: address.token,
-            client: Client::new(settings),
+            server: server.with_name("cli"),
             config: None,
         })
     }
 
-    /// Shows the server this token instead of the configured one.
-    pub(in crate::cli) fn use_token(&mut self, token: Secret) {
-        self.token = Some(token);
+    /// Shows the server this token, instead of the configured one if there is one.
+    pub(in crate::cli) fn with_token(self, token: &Secret) -> Result<Self, Failure> {
+        let server = self.server.with_token(token.expose());
+        let server = server.map_err(|error| {
+            Failure::message(Exit::BadConfig, format!("the token of the server {error}"))
+        })?;
+        Ok(Self { server, ..self })
     }
 
     pub(super) fn config(&self) -> Option<&Config> {
@@ -174,24 +134,14 @@ impl Server {
     /// Submits a job, or only tries it out.
     pub(super) async fn submit(
         &self,
-        kind: &'static str,
-        body: Vec<u8>,
-        dry_run: bool,
-        traceparent: Option<&str>,
+        job: &Bytes,
+        list: Option<&List>,
+        options: &SubmitOptions,
+        retry: Retry,
     ) -> Result<Submitted, Failure> {
-        let path = match dry_run {
-            true => "/v1/jobs?dry_run=true",
-            false => "/v1/jobs",
-        };
-        let question = Question {
-            traceparent,
-            ..Question::new(Method::POST, path).with(kind, body)
-        };
-        let reply = self.ask(question).await?;
-        match reply.status {
-            200..300 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
-            _ => Err(self.refused(&reply)),
-        }
+        let server = self.server.clone().with_retry(retry);
+        let submitted = server.submit_json(job.clone(), list, options).await;
+        submitted.map_err(|error| self.failure(error))
     }
 
     pub(super) async fn jobs(
@@ -241,7 +191,7 @@ impl Server {
         };
         let reply = self.ask(question).await?;
         if reply.status != 200 {
-            return Err(self.refused(&reply));
+            return Err(self.refused(&Refused::of(&reply)));
         }
         let lines = reply.body.split(|byte| *byte == b'\n');
         for line in lines.filter(|line| !line.is_empty()) {
@@ -268,7 +218,7 @@ impl Server {
         let reply = self.ask(question).await?;
         match reply.status {
             200 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
-            _ => Err(self.refused(&reply)),
+            _ => Err(self.refused(&Refused::of(&reply))),
         }
     }
 
@@ -280,7 +230,7 @@ impl Server {
                 .map(Some)
                 .or_exit(Exit::Unavailable),
             404 => Ok(None),
-            _ => Err(self.refused(&reply)),
+            _ => Err(self.refused(&Refused::of(&reply))),
         }
     }
 
@@ -288,19 +238,14 @@ impl Server {
     pub(super) async fn existing<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         let found = self.get(path).await?;
         found.ok_or_else(|| {
-            let what = format!("{} has no {path}: is it an older version?", self.base);
+            let what = format!("{} has no {path}: is it an older version?", self.base());
             Failure::message(Exit::Unavailable, what)
         })
     }
 
     pub(super) async fn ask(&self, question: Question<'_>) -> Result<HttpReply, Failure> {
-        let request = self.request(question)?;
-        let patience = match request.body.len() {
-            0..=UPLOAD_BYTES => PATIENCE,
-            _ => UPLOAD_PATIENCE,
-        };
-        let reply = self.client.send(request, patience).await;
-        reply.map_err(|error| self.unreached(&error))
+        let reply = self.server.ask(question).await;
+        reply.map_err(|error| self.failure(error))
     }
 
     /// Gets a long answer, and passes it to `each` in pieces until that breaks it off.
@@ -309,56 +254,39 @@ impl Server {
         path: &str,
         each: impl FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<(), Failure> {
-        let request = self.request(Question {
+        let question = Question {
             accept: "*/*",
             ..Question::new(Method::GET, path)
-        })?;
-        let reply = self.client.download(request, UPLOAD_PATIENCE, each).await;
+        };
+        let request = self.server.request(question);
+        let request = request.map_err(|error| self.failure(error))?;
+        let client = self.server.client();
+        let reply = client.download(request, DOWNLOAD_PATIENCE, each).await;
         let reply = reply.map_err(|error| match error {
             SendError::NotSent { .. } => self.unreached(&error),
             SendError::Unknown { what, .. } => {
-                Failure::message(Exit::Unavailable, format!("{}: {what}", self.base))
+                Failure::message(Exit::Unavailable, format!("{}: {what}", self.base()))
             }
         })?;
         match reply.status {
             200 => Ok(()),
-            _ => Err(self.refused(&reply)),
+            _ => Err(self.refused(&Refused::of(&reply))),
         }
     }
 
-    fn request(&self, question: Question<'_>) -> Result<Request, Failure> {
-        let Question {
-            method,
-            path,
-            kind,
-            body,
-            traceparent,
-            accept,
-        } = question;
-        let uri: Uri = format!("{}{path}", self.base)
-            .parse()
-            .or_exit(Exit::Internal)?;
-        let mut headers = HeaderMap::new();
-        headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
-        let kind = kind.map(|kind| (header::CONTENT_TYPE, HeaderValue::from_static(kind)));
-        headers.extend(kind);
-        headers.insert("fanwise-client", HeaderValue::from_static("cli"));
-        if let Some(token) = &self.token {
-            let value = HeaderValue::try_from(format!("Bearer {}", token.expose()));
-            headers.insert(header::AUTHORIZATION, value.or_exit(Exit::BadConfig)?);
+    fn base(&self) -> &str {
+        self.server.base()
+    }
+
+    fn failure(&self, error: Error) -> Failure {
+        match error {
+            Error::NoAnswer { source, .. } => self.unreached(&source),
+            Error::Refused { refused, .. } => self.refused(&refused),
+            Error::Unreadable { source, .. } => Failure::new(Exit::Unavailable, source),
+            error @ (Error::NotARequest(_) | Error::List(_) | Error::UnknownJob(_)) => {
+                Failure::new(Exit::BadInput, error)
+            }
         }
-        if let Some(trace) = traceparent {
-            headers.insert(
-                "traceparent",
-                HeaderValue::try_from(trace).or_exit(Exit::BadInput)?,
-            );
-        }
-        Ok(Request {
-            method,
-            uri,
-            headers,
-            body,
-        })
     }
 
     fn unreached(&self, error: &SendError) -> Failure {
@@ -369,20 +297,18 @@ impl Server {
             }
             None => "is it the address of a `fanwise serve` or `fanwise gateway`?",
         };
-        let what = format!("{}: {error}; {hint}", self.base);
+        let what = format!("{}: {error}; {hint}", self.base());
         Failure::message(Exit::Unavailable, what)
     }
 
     /// Turns an answer other than success into a failure, with the text of its problem document.
-    pub(super) fn refused(&self, reply: &HttpReply) -> Failure {
-        let status = reply.status;
-        let problem: serde_json::Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-        let Some(detail) = problem["detail"].as_str() else {
-            let text = String::from_utf8_lossy(&reply.body);
+    pub(super) fn refused(&self, refused: &Refused) -> Failure {
+        let status = refused.status;
+        let Some(problem) = &refused.problem else {
             let what = format!(
                 "{}: the server there is not fanwise; it answers {status}: {}",
-                self.base,
-                shorten(text.trim(), 100)
+                self.base(),
+                shorten(&refused.body, 100)
             );
             return Failure::message(Exit::Unavailable, what);
         };
@@ -392,16 +318,18 @@ impl Server {
             409 => (Exit::BadInput, "conflict"),
             401 => return self.unknown_caller(),
             404 => (Exit::Unavailable, "not found"),
+            // It asks to come again.
+            429 | 503 => (Exit::Temporary, "not accepted"),
             _ => (Exit::Unavailable, "not accepted"),
         };
-        Failure::message(exit, format!("{what}: {detail}"))
+        Failure::message(exit, format!("{what}: {}", problem.detail))
     }
 
     /// The server's own text is for authors of HTTP clients.
     fn unknown_caller(&self) -> Failure {
-        let found = match self.token {
-            Some(_) => "refuses the token",
-            None => "wants a token, and none is given",
+        let found = match self.server.has_token() {
+            true => "refuses the token",
+            false => "wants a token, and none is given",
         };
         let hint = match self.config {
             Some(_) => {
@@ -410,13 +338,10 @@ impl Server {
             }
             None => "give it with --token-file or FANWISE_TOKEN",
         };
-        let what = format!("{} {found}: {hint}", self.base);
+        let what = format!("{} {found}: {hint}", self.base());
         Failure::message(Exit::BadConfig, what)
     }
 }
-
-/// A longer body is an upload.
-const UPLOAD_BYTES: usize = 1024 * 1024;
 
 fn host_and_port(base: &str) -> Result<(String, u16), Failure> {
     let uri: Uri = base.parse().or_exit(Exit::Internal)?;

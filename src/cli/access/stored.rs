@@ -1,5 +1,6 @@
 //! Reads and writes stored messages.
 
+use fanwise_client::http::Refused;
 use http::Method;
 
 use super::Access;
@@ -81,7 +82,7 @@ impl Access {
                 match reply.status {
                     204 => Ok(true),
                     404 => Ok(false),
-                    _ => Err(server.refused(&reply)),
+                    _ => Err(server.refused(&Refused::of(&reply))),
                 }
             }
         }

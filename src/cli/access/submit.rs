@@ -1,31 +1,36 @@
 //! Submits jobs, and tries them out without sending anything.
 
 use bytes::Bytes;
+use fanwise_client::Retry;
+use fanwise_client::amqp::{Error, JobMessage, Producer};
+use fanwise_client::http::{List, SubmitOptions};
 
-use super::server::JSON;
 use super::{Access, Direct, traceparent};
-use crate::app::{LocalAdmission, Names};
-use crate::cli::form;
+use crate::app::{self, LocalAdmission, Names};
 use crate::clock::now_ms;
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
 use crate::domain::permissions::Asked;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::ports::{
-    Broker as _, Entry, Ledger as _, Outgoing, Publisher as _, Route, Session as _,
-};
+use crate::ports::{BrokerError, Entry, Ledger as _};
 use crate::service::Rehearsal;
 use crate::service::admission::{self, Admission as _, Refused, examine, keeps_rules};
 use crate::service::api::Submitted;
 use crate::service::control;
 
-/// A job ready to submit: its messages, and, if there are several, the whole job as one form.
+/// A job ready to submit: its messages, and, if there are several, the whole job as one upload.
 pub(in crate::cli) struct Submission {
-    pub(in crate::cli) bodies: Vec<Vec<u8>>,
-    pub(in crate::cli) form: Option<Vec<u8>>,
+    pub(in crate::cli) bodies: Vec<Bytes>,
+    pub(in crate::cli) upload: Option<Upload>,
     /// It is for all users of its target.
     pub(in crate::cli) for_all: bool,
+}
+
+/// A job without its list, and the list.
+pub(in crate::cli) struct Upload {
+    pub(in crate::cli) job: Bytes,
+    pub(in crate::cli) list: List,
 }
 
 /// The answer to a submission.
@@ -40,26 +45,38 @@ impl Access {
     pub(in crate::cli) async fn try_out(&self, job: &Submission) -> Result<Submitted, Failure> {
         match self {
             Self::Server(server) => {
-                let (kind, body) = job.request();
-                server.submit(kind, body, true, None).await
+                let options = SubmitOptions {
+                    dry_run: true,
+                    ..SubmitOptions::default()
+                };
+                let (body, list) = job.request();
+                server.submit(&body, list, &options, Retry::NEVER).await
             }
             Self::Direct(direct) => direct.try_out(job).await,
         }
     }
 
     /// Submits a job. All of it is accepted when this returns `Ok`.
-    pub(in crate::cli) async fn submit(&self, job: &Submission) -> Result<Accepted, Failure> {
+    pub(in crate::cli) async fn submit(
+        &self,
+        job: &Submission,
+        retry: Retry,
+    ) -> Result<Accepted, Failure> {
         let traceparent = traceparent();
         match self {
             Self::Server(server) => {
-                let (kind, body) = job.request();
-                let submitted = server.submit(kind, body, false, traceparent.as_deref());
+                let options = SubmitOptions {
+                    traceparent,
+                    ..SubmitOptions::default()
+                };
+                let (body, list) = job.request();
+                let submitted = server.submit(&body, list, &options, retry);
                 Ok(Accepted {
                     submitted: submitted.await?,
                     content_digest: None,
                 })
             }
-            Self::Direct(direct) => direct.submit(job, traceparent).await,
+            Self::Direct(direct) => direct.submit(job, traceparent, retry).await,
         }
     }
 
@@ -73,11 +90,11 @@ impl Access {
 }
 
 impl Submission {
-    /// The content type and the body of a request for the whole job.
-    fn request(&self) -> (&'static str, Vec<u8>) {
-        match &self.form {
-            Some(form) => (form::CONTENT_TYPE, form.clone()),
-            None => (JSON, self.bodies.first().cloned().unwrap_or_default()),
+    /// The body of a request for the whole job, and the list that goes with it.
+    fn request(&self) -> (Bytes, Option<&List>) {
+        match &self.upload {
+            Some(upload) => (upload.job.clone(), Some(&upload.list)),
+            None => (self.bodies.first().cloned().unwrap_or_default(), None),
         }
     }
 }
@@ -173,7 +190,7 @@ impl Direct {
             return Ok(submitted);
         };
         let admission = LocalAdmission::of(&self.config, store)?;
-        let bodies = job.bodies.iter().cloned().map(Bytes::from).collect();
+        let bodies = job.bodies.clone();
         let considered = admission::consider(&admission, bodies, priority);
         let considered = considered.await.map_err(|refused| failure(&refused))?;
         if let Some((_, first)) = considered.messages.first() {
@@ -200,6 +217,7 @@ impl Direct {
         &self,
         job: &Submission,
         traceparent: Option<String>,
+        retry: Retry,
     ) -> Result<Accepted, Failure> {
         let checked = self.check(job)?;
         if let Some(late) = &checked.too_late
@@ -207,22 +225,17 @@ impl Direct {
         {
             return Err(Failure::message(Exit::BadInput, late.to_string()));
         }
-        let session = self.broker.connect().await.or_exit(Exit::Unavailable)?;
-        let publisher = session.publisher();
+        let producer = app::producer(&self.config)?.with_retry(retry);
         for (number, body) in (1..).zip(&job.bodies) {
-            let message = Outgoing {
-                route: Route::Job(checked.priority),
-                body: body.clone().into(),
-                message_id: format!("{}/{number}", checked.id),
-                traceparent: traceparent.clone(),
+            let message = JobMessage {
+                priority: checked.priority,
+                id: &format!("{}/{number}", checked.id),
+                body,
+                traceparent: traceparent.as_deref(),
             };
-            // One at a time: a message of megabytes is its own batch.
-            publisher
-                .publish(vec![message])
-                .await
-                .or_exit(Exit::Unavailable)?;
+            self.publish(&producer, message).await?;
         }
-        session.close().await;
+        producer.close().await;
         if let Some(ledger) = &self.ledger {
             // Errors do not matter: the job is accepted, and is found a little later.
             let _ = ledger.enter(&checked.entry).await;
@@ -230,6 +243,22 @@ impl Direct {
         Ok(Accepted {
             content_digest: Some(checked.content_digest.clone()),
             submitted: checked.submitted(job.bodies.len()),
+        })
+    }
+
+    /// Publishes a message. Declares the queues if there are none yet, unless others declare them.
+    async fn publish(&self, producer: &Producer, message: JobMessage<'_>) -> Result<(), Failure> {
+        let mut published = producer.publish(message).await;
+        let missing = published.as_ref().is_err_and(Error::is_missing);
+        if missing && self.config.broker.declare {
+            self.broker.apply().await.or_exit(Exit::Unavailable)?;
+            published = producer.publish(message).await;
+        }
+        published.map_err(|error| match error {
+            Error::Broker(error) => Failure::new(Exit::Unavailable, BrokerError::from(error)),
+            // It may take the message later.
+            Error::Refused => Failure::new(Exit::Temporary, error),
+            error => Failure::new(Exit::Unavailable, error),
         })
     }
 

@@ -6,12 +6,13 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
+use bytes::Bytes;
+use fanwise_client::http::{Format, List};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::SendArgs;
-use crate::cli::access::Submission;
-use crate::cli::form;
+use crate::cli::access::{Submission, Upload};
 use crate::cli::recipients::{self, ListFormat};
 use crate::domain::fields::{TWICE, each_field, shorten};
 use crate::domain::ids::JobId;
@@ -31,7 +32,7 @@ pub(super) struct Messages {
 }
 
 impl Messages {
-    fn of(fields: &Fields, bodies: Vec<Vec<u8>>, form: Option<Vec<u8>>) -> Result<Self, Failure> {
+    fn of(fields: &Fields, bodies: Vec<Bytes>, upload: Option<Upload>) -> Result<Self, Failure> {
         let text =
             |name: &str| -> Option<String> { serde_json::from_str(fields.get(name)?.get()).ok() };
         let app = text("app").unwrap_or_else(|| "default".to_owned());
@@ -40,7 +41,7 @@ impl Messages {
         Ok(Self {
             submission: Submission {
                 bodies,
-                form,
+                upload,
                 for_all: audience.get("all").is_some_and(|all| all.get() == "true"),
             },
             id: key.as_deref().map(|key| JobId::of(&app, key)),
@@ -111,13 +112,17 @@ impl SendArgs {
         };
         self.set_fields(&mut fields)?;
         let recipients = self.recipients()?;
-        let body = |fields: &Fields| serde_json::to_vec(fields).or_exit(Exit::Internal);
+        let body = |fields: &Fields| {
+            serde_json::to_vec(fields)
+                .map(Bytes::from)
+                .or_exit(Exit::Internal)
+        };
         if recipients.is_empty() {
             self.set_audience(&mut fields)?;
             let bodies = vec![body(&fields)?];
             return Messages::of(&fields, bodies, None);
         }
-        let form = self.form(&fields, &recipients)?;
+        let upload = self.upload(&fields, &recipients)?;
         let audience = |users| AudienceDocument {
             users: Some(users),
             exclude: self.exclude.clone(),
@@ -143,27 +148,27 @@ impl SendArgs {
             body(&fields)
         };
         let bodies = (1..).zip(parts).map(body).collect::<Result<_, _>>()?;
-        Messages::of(&fields, bodies, (of > 1).then_some(form))
+        Messages::of(&fields, bodies, (of > 1).then_some(upload))
     }
 
-    /// The job and its whole list as one form. A server cuts the list into parts, and sends to none
+    /// The job and its whole list as an upload. A server cuts the list into parts, and sends to none
     /// of them before it has accepted all.
-    fn form(&self, fields: &Fields, recipients: &[MemberDocument]) -> Result<Vec<u8>, Failure> {
+    fn upload(&self, fields: &Fields, recipients: &[MemberDocument]) -> Result<Upload, Failure> {
         let mut fields = fields.clone();
         let audience = AudienceDocument {
             exclude: self.exclude.clone(),
             ..AudienceDocument::default()
         };
         set(&mut fields, "audience", &audience)?;
-        let mut form = form::part("job", None);
-        serde_json::to_writer(&mut form, &fields).or_exit(Exit::Internal)?;
-        form.extend(form::part("audience", Some("audience.ndjson")));
+        let mut lines = Vec::new();
         for recipient in recipients {
-            serde_json::to_writer(&mut form, recipient).or_exit(Exit::Internal)?;
-            form.push(b'\n');
+            serde_json::to_writer(&mut lines, recipient).or_exit(Exit::Internal)?;
+            lines.push(b'\n');
         }
-        form.extend(form::end());
-        Ok(form)
+        Ok(Upload {
+            job: serde_json::to_vec(&fields).or_exit(Exit::Internal)?.into(),
+            list: List::bytes(Format::Ndjson, lines),
+        })
     }
 
     /// Sets the fields that flags give, in place of those of the file; all but the audience.

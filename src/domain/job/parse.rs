@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use super::context::Context;
+use super::speaks_for_all;
 use super::{
     CLIENT_MSG_NO_BYTES_MAX, DEFAULT_APP, JOB_VERSION, Job, ListPart, NAME_BYTES_MAX, PARTS_MAX,
     RECIPIENT_BYTES_MAX, TAG_BYTES_MAX, TAGS_MAX, wrong_id,
@@ -18,7 +19,7 @@ use crate::domain::frequency_cap::CATEGORY_BYTES_MAX;
 use crate::domain::ids::{JobId, digest_hex};
 use crate::domain::lane::Priority;
 use crate::domain::limits::Rate;
-use crate::domain::message::{Content, Message, Options};
+use crate::domain::message::{Content, Message, Options, options_from_fields};
 use crate::domain::notice::REPLY_TO_BYTES_MAX;
 use crate::domain::personal::Form;
 use crate::domain::placeholders::unfilled;
@@ -72,7 +73,7 @@ pub(super) fn read_job<'a>(
     let options = fields
         .object("options", problems)
         .map_or_else(Options::default, |options| {
-            Options::from_fields(options, problems)
+            options_from_fields(options, problems)
         });
     let priority = fields
         .get(
@@ -160,7 +161,7 @@ pub(super) fn read_job<'a>(
         }
         Some(vars) => match Form::of(&message.content, &options, vars) {
             Err(found) => problems.extend(found),
-            Ok(Some(form)) if problems.is_empty() && part.speaks_for_all() => {
+            Ok(Some(form)) if problems.is_empty() && speaks_for_all(&part) => {
                 problems.extend(audience.unfillable(&form));
             }
             Ok(_) => {}

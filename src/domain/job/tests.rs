@@ -2,7 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::fallback::{FailureClass, Fallback};
+use crate::domain::message::Options;
 use crate::domain::notice::{QueuePattern, ReplyRules};
+use crate::domain::outcome::OnUncertain;
 
 struct Apps;
 

@@ -47,34 +47,18 @@ pub fn kinds() -> impl Iterator<Item = &'static str> {
 /// The type of a message that has only native fields.
 const NATIVE: &str = "native";
 
-impl MessageDocument {
-    /// The names of the type's fields that are set.
-    fn set(&self) -> impl Iterator<Item = &'static str> {
-        [
-            ("text", self.text.is_some()),
-            ("url", self.url.is_some()),
-            ("name", self.name.is_some()),
-            ("size", self.size.is_some()),
-            ("format", self.format.is_some()),
-            ("md5", self.md5.is_some()),
-            ("width", self.width.is_some()),
-            ("height", self.height.is_some()),
-            ("duration_ms", self.duration_ms.is_some()),
-            ("cover", self.cover.is_some()),
-            ("latitude", self.latitude.is_some()),
-            ("longitude", self.longitude.is_some()),
-            ("title", self.title.is_some()),
-            ("users", self.users.is_some()),
-            ("everybody", self.everybody.is_some()),
-            ("data", self.data.is_some()),
-        ]
-        .into_iter()
-        .filter_map(|(name, set)| set.then_some(name))
-    }
-
+/// What the rules say about a document.
+pub(super) trait Rules {
     /// The problems of the document: fields that do not belong, missing fields, values out of
     /// bounds.
-    pub(super) fn problems(&self) -> Vec<Problem> {
+    fn problems(&self) -> Vec<Problem>;
+
+    /// The content of a document that has no problems.
+    fn into_content(self) -> Content;
+}
+
+impl Rules for MessageDocument {
+    fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut problem = |field: &str, what: String| problems.push(Problem::new(field, what));
         let (needs, may): (&[&str], &[&str]) = match (self.kind.as_deref(), &self.template) {
@@ -106,7 +90,7 @@ impl MessageDocument {
             (None, Some(_)) => "a stored message".to_owned(),
             (None, None) => "a message of native fields alone".to_owned(),
         };
-        let set: Vec<_> = self.set().collect();
+        let set: Vec<_> = set(self).collect();
         for name in needs.iter().filter(|name| !set.contains(name)) {
             problem(name, format!("missing; {of} needs it"));
         }
@@ -115,52 +99,11 @@ impl MessageDocument {
                 problem(name, format!("has no meaning in {of}"));
             }
         }
-        self.check_values(&mut problem);
+        check_values(self, &mut problem);
         problems
     }
 
-    fn check_values(&self, problem: &mut impl FnMut(&str, String)) {
-        let mut length = |name: &str, text: &Option<String>, most: usize| {
-            let size = text.as_ref().map_or(1, String::len);
-            if size == 0 || size > most {
-                problem(name, format!("{size} bytes, 1 to {most} are allowed"));
-            }
-        };
-        length("text", &self.text, TEXT_BYTES_MAX);
-        for (name, text) in [
-            ("url", &self.url),
-            ("name", &self.name),
-            ("format", &self.format),
-            ("cover", &self.cover),
-            ("title", &self.title),
-            ("template", &self.template),
-        ] {
-            length(name, text, LINE_BYTES_MAX);
-        }
-        if let Some(md5) = &self.md5
-            && (md5.len() != 32 || !md5.bytes().all(|digit| digit.is_ascii_hexdigit()))
-        {
-            problem("md5", format!("{md5:?} is not 32 hexadecimal digits"));
-        }
-        for (name, degrees, most) in [
-            ("latitude", self.latitude, 90.0),
-            ("longitude", self.longitude, 180.0),
-        ] {
-            if degrees.is_some_and(|degrees| !(-most..=most).contains(&degrees)) {
-                problem(name, format!("is not -{most} to {most} degrees"));
-            }
-        }
-        if self
-            .users
-            .as_ref()
-            .is_some_and(|users| users.len() > MENTIONS_MAX)
-        {
-            problem("users", format!("more than {MENTIONS_MAX} mentions"));
-        }
-    }
-
-    /// The content of a document that has no problems.
-    pub(super) fn into_content(self) -> Content {
+    fn into_content(self) -> Content {
         let text = self.text.unwrap_or_default();
         let data = self.data.unwrap_or_default();
         let file = File {
@@ -196,6 +139,70 @@ impl MessageDocument {
             (Some("raw"), _) => Content::Raw(data),
             _ => Content::Native,
         }
+    }
+}
+
+/// The names of the type's fields that are set.
+fn set(document: &MessageDocument) -> impl Iterator<Item = &'static str> {
+    [
+        ("text", document.text.is_some()),
+        ("url", document.url.is_some()),
+        ("name", document.name.is_some()),
+        ("size", document.size.is_some()),
+        ("format", document.format.is_some()),
+        ("md5", document.md5.is_some()),
+        ("width", document.width.is_some()),
+        ("height", document.height.is_some()),
+        ("duration_ms", document.duration_ms.is_some()),
+        ("cover", document.cover.is_some()),
+        ("latitude", document.latitude.is_some()),
+        ("longitude", document.longitude.is_some()),
+        ("title", document.title.is_some()),
+        ("users", document.users.is_some()),
+        ("everybody", document.everybody.is_some()),
+        ("data", document.data.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(name, set)| set.then_some(name))
+}
+
+fn check_values(document: &MessageDocument, problem: &mut impl FnMut(&str, String)) {
+    let mut length = |name: &str, text: &Option<String>, most: usize| {
+        let size = text.as_ref().map_or(1, String::len);
+        if size == 0 || size > most {
+            problem(name, format!("{size} bytes, 1 to {most} are allowed"));
+        }
+    };
+    length("text", &document.text, TEXT_BYTES_MAX);
+    for (name, text) in [
+        ("url", &document.url),
+        ("name", &document.name),
+        ("format", &document.format),
+        ("cover", &document.cover),
+        ("title", &document.title),
+        ("template", &document.template),
+    ] {
+        length(name, text, LINE_BYTES_MAX);
+    }
+    if let Some(md5) = &document.md5
+        && (md5.len() != 32 || !md5.bytes().all(|digit| digit.is_ascii_hexdigit()))
+    {
+        problem("md5", format!("{md5:?} is not 32 hexadecimal digits"));
+    }
+    for (name, degrees, most) in [
+        ("latitude", document.latitude, 90.0),
+        ("longitude", document.longitude, 180.0),
+    ] {
+        if degrees.is_some_and(|degrees| !(-most..=most).contains(&degrees)) {
+            problem(name, format!("is not -{most} to {most} degrees"));
+        }
+    }
+    if document
+        .users
+        .as_ref()
+        .is_some_and(|users| users.len() > MENTIONS_MAX)
+    {
+        problem("users", format!("more than {MENTIONS_MAX} mentions"));
     }
 }
 

@@ -103,7 +103,7 @@ fn texts_of_options_are_bounded() {
     let read = |options: &str| {
         let mut problems = Problems::default();
         let fields = Fields::open("options", options, &mut problems).unwrap();
-        Options::from_fields(fields, &mut problems);
+        options_from_fields(fields, &mut problems);
         Vec::from(problems)
     };
     for (options, most) in [

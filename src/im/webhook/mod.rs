@@ -28,11 +28,9 @@
 //! like JSON, is compressed, or is not UTF-8. For all other answers the status alone decides
 //! (`statuses`).
 //!
-//! `signature` of the crate describes the signature. A receiver that remembers the idempotency keys
+//! [`fanwise_client::webhook`] describes the signature. A receiver that remembers the idempotency keys
 //! it has seen is idempotent, and also safe from replayed requests.
 
-/// The JSON of calls and answers, for schemas.
-mod documents;
 /// Maps each status to a class.
 pub(in crate::im) mod statuses;
 /// Builds calls and reads their replies.
@@ -42,7 +40,8 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub use documents::{AnswerDocument, CallDocument};
+pub use fanwise_client::webhook::{Answer as AnswerDocument, Call as CallDocument};
+use fanwise_client::webhook::{ID, SIGNATURE, Scheme, Signer, TIMESTAMP};
 pub use statuses::Statuses;
 pub use target::Webhook;
 
@@ -54,7 +53,6 @@ use crate::domain::fields::Problem;
 use crate::domain::outcome::Class;
 use crate::ports::Profile;
 use crate::secret::Secret;
-use crate::signature::{ID, SIGNATURE, Scheme, Signer, TIMESTAMP};
 
 /// Settings of one endpoint.
 #[derive(Clone, Debug)]
@@ -118,8 +116,8 @@ impl Signature {
     }
 
     fn signer(&self, problems: &mut Vec<Problem>) -> Option<Signer> {
-        let signer = Signer::new(&self.secret, self.scheme)
-            .map_err(|what| problems.push(Problem::new("signature_secret", what)));
+        let signer = Signer::new(self.secret.expose(), self.scheme)
+            .map_err(|what| problems.push(Problem::new("signature_secret", what.to_string())));
         let header = header_name(&self.header, "signature_header", problems)?;
         if self.scheme == Scheme::Standard && self.header != Scheme::FANWISE_HEADER {
             let what = "has no effect: Standard Webhooks names the headers; leave this out, or set \

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use fanwise_client::webhook::Signer;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::Deserialize;
@@ -19,7 +20,6 @@ use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::reading::{all_but, excerpt, retry_after, token, unreadable};
 use crate::ports::{Calls, HttpReply, Profile, Request, Signing, Target};
-use crate::signature::Signer;
 
 /// One endpoint as a target.
 pub struct Webhook {

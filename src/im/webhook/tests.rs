@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use fanwise_client::webhook::Failed;
 use proptest::prelude::*;
 use ring::hmac;
+use serde_json::Value;
 
 use super::*;
 use crate::domain::message::Content;
@@ -174,7 +176,7 @@ fn awkward_recipients_change_nothing_but_their_place() {
     let calls = target.open(&head);
     for recipient in AWKWARD {
         let request = calls.request(&[recipient]);
-        let json: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
+        let json: Value = serde_json::from_slice(&request.body).unwrap();
         assert_eq!(json["recipient"], recipient);
         let path: Vec<_> = request.uri.path().split('/').collect();
         let [_, "a", place, "b"] = path[..] else {
@@ -433,4 +435,46 @@ fn replies_to_packed_calls() {
         calls.read_reply(&recipients, &reply(200, "ok")),
         Verdict::All(TargetAnswer::done())
     );
+}
+
+/// The documents are apart from the code that writes calls and reads answers, for speed, so this
+/// holds them together.
+#[test]
+fn calls_and_answers_are_as_documented() {
+    for per_call in [1, 2] {
+        let settings = Settings {
+            recipients_per_call: per_call,
+            ..Settings::new("http://x/hook")
+        };
+        let target = build("hook", &TargetSettings::Webhook(settings)).unwrap();
+        let mut head = head();
+        head.sender = Some("news".into());
+        let request = target.open(&Arc::new(head)).request(&["ann"]);
+        let call: CallDocument = serde_json::from_slice(&request.body).unwrap();
+        assert_eq!(call.recipient.is_some(), per_call == 1);
+        assert_eq!(call.recipients.is_some(), per_call == 2);
+        let written: Value = serde_json::from_slice(&request.body).unwrap();
+        assert_eq!(serde_json::to_value(call).unwrap(), written);
+    }
+    let answer = AnswerDocument {
+        failed: Some(vec![Failed {
+            recipient: "bob".into(),
+            code: Some(Value::from(7)),
+            message: Some("no such user".into()),
+            class: Some(Class::Transient),
+        }]),
+    };
+    let settings = Settings {
+        recipients_per_call: 2,
+        ..Settings::new("http://x/hook")
+    };
+    let target = build("hook", &TargetSettings::Webhook(settings)).unwrap();
+    let calls = target.open(&Arc::new(head()));
+    let text = serde_json::to_string(&answer).unwrap();
+    let verdict = calls.read_reply(&["ann", "bob"], &reply(200, text));
+    let Verdict::Each(each) = verdict else {
+        panic!("{verdict:?}");
+    };
+    assert_eq!(each[0].class, Class::Done);
+    assert_eq!((each[1].class, &*each[1].code), (Class::Transient, "7"));
 }

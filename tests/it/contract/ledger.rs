@@ -1,9 +1,10 @@
 //! Tests the ledger port.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use fanwise::domain::accounts::{Accounts, Audit};
+use fanwise::domain::accounts::{Accounts, Audit, ByOutcome as _};
 use fanwise::domain::ids::{Fingerprint, Fingerprinter, JobId, Owner, SliceId};
 use fanwise::domain::lane::Priority;
 use fanwise::domain::message::{Content, Options};
@@ -42,6 +43,7 @@ on_all! { EmbeddedBench, RedisBench, ClusterBench:
     jobs_are_listed_newest_first,
     pages_of_jobs_leave_out_nobody,
     an_open_job_is_found_behind_many_completed_ones,
+    the_list_of_open_jobs_follows_every_change,
     jobs_are_found_by_what_is_known_of_them,
     looking_claims_nobody,
     a_record_tells_limit_start_and_pace,
@@ -1295,6 +1297,68 @@ async fn an_open_job_is_found_behind_many_completed_ones(bench: &impl StoreBench
     assert!(list(store, since, 10).await.is_empty());
 }
 
+/// Also after it was asked for, so that nothing that an engine remembers of it is old.
+async fn the_list_of_open_jobs_follows_every_change(bench: &impl StoreBench) {
+    let store = bench.store();
+    let jobs: Vec<_> = (0..4u64)
+        .map(|number| {
+            let mut job = Job::new(1);
+            job.head.accepted_at_ms += number;
+            job
+        })
+        .collect();
+    let listed = async |state: JobState, expected: &[usize]| {
+        let open = JobFilter {
+            state: Some(state),
+            ..JobFilter::default()
+        };
+        let expected: Vec<_> = expected.iter().map(|number| jobs[*number].id()).collect();
+        for most in [1, 9] {
+            assert_eq!(list(store, open.clone(), most).await, expected, "{state:?}");
+        }
+    };
+    let (accepted, running) = (JobState::Accepted, JobState::Running);
+    let accept = async |job: &Job, name: &str| {
+        let submission = Submission {
+            now_ms: job.head.accepted_at_ms,
+            expanded: true,
+            ..job.submission(name, 1)
+        };
+        store.accept(&submission).await.unwrap();
+    };
+    let end = async |job: &Job, name: &str, people: Range<u32>| {
+        let id = SliceId::new(name, 0);
+        let sent = all(&job.fingerprints(people), Outcome::Sent);
+        settle(store, job.slice(&id, 1), ANN, &sent, true).await;
+        assert!(store.complete(job.id()).await.unwrap());
+    };
+    listed(running, &[]).await;
+    store.enter(&entry(&jobs[0], 1)).await.unwrap();
+    store.enter(&entry(&jobs[1], 1)).await.unwrap();
+    listed(accepted, &[1, 0]).await;
+    store.withdraw(jobs[1].id()).await.unwrap();
+    accept(&jobs[0], "s").await;
+    accept(&jobs[2], "s").await;
+    listed(accepted, &[]).await;
+    listed(running, &[2, 0]).await;
+    end(&jobs[2], "s", 0..1).await;
+    end(&jobs[0], "s", 0..1).await;
+    listed(running, &[]).await;
+    // Further recipients, and a slice of a job that is not known.
+    accept(&jobs[2], "t").await;
+    listed(running, &[2]).await;
+    let id = SliceId::new("s", 0);
+    let people = jobs[3].fingerprints(0..1);
+    let lease = Duration::from_secs(60);
+    claim(store, jobs[3].slice(&id, 2), ANN, lease, &people).await;
+    listed(running, &[3, 2]).await;
+    end(&jobs[2], "t", 1..2).await;
+    listed(running, &[3]).await;
+    let mut open = Vec::new();
+    store.each_open(|job| open.push(job.job)).await.unwrap();
+    assert_eq!(open, [jobs[3].id()]);
+}
+
 /// More than a query for other jobs looks at.
 const COMPLETED: u64 = 2_100;
 
@@ -1634,7 +1698,7 @@ async fn slices_of_another_shape_find_the_same_recipients(bench: &impl StoreBenc
 // ---------------------------------------------------------------------------------------------
 
 /// Slices of the model: their recipients, which overlap, and their number of entries.
-const SLICES: [(std::ops::Range<usize>, u32); 3] = [(0..8, 8), (4..12, 9), (0..12, 15)];
+const SLICES: [(Range<usize>, u32); 3] = [(0..8, 8), (4..12, 9), (0..12, 15)];
 
 #[derive(Clone, Debug)]
 enum Step {

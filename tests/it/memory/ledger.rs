@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry::{Occupied, Vacant};
 use std::time::Duration;
 
 use fanwise::clock::now_ms;
-use fanwise::domain::accounts::{Accounts, Audit, Remaining};
+use fanwise::domain::accounts::{Accounts, Audit, ByOutcome as _, Remaining};
 use fanwise::domain::directive::Action;
 use fanwise::domain::ids::{Fingerprint, JobId, Owner};
 use fanwise::domain::lane::{ASSIGNED_MAX, Assigned, least_open};

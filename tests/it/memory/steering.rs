@@ -1,5 +1,6 @@
 //! Implements the steering port in memory.
 
+use fanwise::domain::accounts::ByOutcome as _;
 use fanwise::domain::directive::Action;
 use fanwise::domain::ids::{Fingerprint, JobId};
 use fanwise::domain::outcome::Outcome;

@@ -1,4 +1,4 @@
-//! The HTTP/1.1 client. It sends a [`Request`] to a target and reports exactly what is known about
+//! The HTTP/1.1 client. It sends a [`Request`] to a server and reports exactly what is known about
 //! it.
 //!
 //! It makes one promise: [`SendError::NotSent`] means that the kernel took not one byte of the
@@ -30,10 +30,13 @@
 //! client bounds its idle connections, per origin and in total; it has as many in use as the caller
 //! has calls in flight.
 
+mod address;
 mod connection;
 mod reply;
+mod request;
 #[cfg(test)]
 mod tests;
+mod url;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
@@ -48,11 +51,15 @@ use parking_lot::{Mutex, MutexGuard};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use rustls_platform_verifier::BuilderVerifierExt;
+use tokio::io::AsyncRead;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
+pub use self::address::is_public;
 use self::connection::Connection;
-use crate::ports::{BAD_URL, CERTIFICATE, HttpReply, Request, SendError, Transport};
+pub use self::request::{BAD_URL, CERTIFICATE, HttpReply, PRIVATE_ADDRESS, Request, SendError};
+pub use self::url::{push_percent, push_segment};
+
 use crate::tls::ClientTls;
 
 /// The settings of a [`Client`].
@@ -230,6 +237,25 @@ impl Client {
         let connection = self.shared.open(origin, Instant::now() + timeout).await;
         let mut connection = connection.map_err(Broken::not_sent)?;
         let reply = connection.download(&request, timeout, each).await;
+        reply.map_err(Broken::unknown)
+    }
+}
+
+impl Client {
+    /// Sends a request once, with a body that is read from `body` to its end, however long it is;
+    /// the body in the request is not used. Each piece of it, and the reply after the last one, must
+    /// come on within `patience`.
+    pub async fn upload(
+        &self,
+        request: Request,
+        body: impl AsyncRead + Unpin,
+        patience: Duration,
+    ) -> Result<HttpReply, SendError> {
+        let origin = Origin::of(&request.uri).map_err(Broken::not_sent)?;
+        let connection = self.shared.open(origin, Instant::now() + patience).await;
+        let mut connection = connection.map_err(Broken::not_sent)?;
+        let most = self.shared.settings.reply_bytes_max;
+        let reply = connection.upload(&request, body, patience, most).await;
         reply.map_err(Broken::unknown)
     }
 }
@@ -477,14 +503,4 @@ fn find<'s>(origins: &'s mut [Stack], origin: Origin<'_>) -> Option<&'s mut Stac
     origins
         .iter_mut()
         .find(|stack| stack.tls == origin.tls && stack.authority == *origin.authority)
-}
-
-impl Transport for Client {
-    async fn send(&self, request: Request, timeout: Duration) -> Result<HttpReply, SendError> {
-        Client::send(self, request, timeout).await
-    }
-
-    fn tidy(&self) {
-        Client::tidy(self);
-    }
 }

@@ -1,4 +1,4 @@
-//! Opens connections to the broker, and defines the one error enum of this folder.
+//! Opens connections to a broker, and defines why a request to it fails.
 //!
 //! The automatic recovery of the client is off: with it, a consumer does not learn that another
 //! consumer may now hold its deliveries. A lost connection ends the session, and the next session
@@ -18,14 +18,12 @@ use tracing::debug;
 
 use super::frames::FRAME_MAX;
 use super::stream::Link;
-use super::{Settings, SettingsError};
 use crate::error::chain;
-use crate::ports::BrokerError;
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, TlsSettings};
 
 /// Why a request to the broker failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum AmqpError {
+pub enum AmqpError {
     #[error("no connection to {address}")]
     Connect {
         address: String,
@@ -49,7 +47,7 @@ pub(super) enum AmqpError {
 
 impl AmqpError {
     /// Whether the broker gave this as its reason.
-    pub(super) fn is(&self, reason: &AMQPSoftError) -> bool {
+    pub fn is(&self, reason: &AMQPSoftError) -> bool {
         match self {
             Self::Refused { source, .. } => matches!(
                 source.kind(),
@@ -64,7 +62,7 @@ impl AmqpError {
     }
 
     /// Adds advice if the broker gave this reason.
-    pub(super) fn explain(self, reason: &AMQPSoftError, advice: &str) -> Self {
+    pub fn explain(self, reason: &AMQPSoftError, advice: &str) -> Self {
         if !self.is(reason) {
             return self;
         }
@@ -82,44 +80,44 @@ impl AmqpError {
     }
 }
 
-impl From<AmqpError> for BrokerError {
-    fn from(error: AmqpError) -> Self {
-        match error {
-            AmqpError::Connect { address, source } => Self::Connect {
-                address,
-                source: Box::new(source),
-            },
-            AmqpError::Refused { what, source } => Self::Refused {
-                what,
-                source: Box::new(source),
-            },
-            AmqpError::Slow { ref address, .. } | AmqpError::Nowhere { ref address, .. } => {
-                Self::Connect {
-                    address: address.clone(),
-                    source: Box::new(error),
-                }
-            }
-            AmqpError::NotTaken { ref what } => Self::Refused {
-                what: what.clone(),
-                source: Box::new(error),
-            },
-            AmqpError::Name(ref name) => Self::Refused {
-                what: format!("use the name `{name}`"),
-                source: Box::new(error),
-            },
-        }
-    }
-}
-
 /// How long one node of several may take to accept a connection, at least.
 const NODE_PATIENCE_MIN: Duration = Duration::from_secs(2);
 
 /// How long an orderly close may take; a blocked connection cannot close in order at all.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How to connect to a broker.
+#[derive(Clone)]
+pub struct DialSettings {
+    /// `amqp://user:password@host:port/vhost`, or `amqps://`, for each node; at least one. An address
+    /// without a user means the user of the certificate in `tls`, if there is one.
+    pub urls: Vec<String>,
+    /// Used for `amqps://`.
+    pub tls: TlsSettings,
+    /// The section of the configuration with the settings, for errors of TLS.
+    pub section: String,
+    /// The connection is dropped after two of these without a sign of life. Whole seconds, at least
+    /// 1; overrides the one in the URL.
+    pub heartbeat: Duration,
+    /// How long connecting may take, and each request to the broker.
+    pub connect_timeout: Duration,
+    /// Shown in the broker's list of connections.
+    pub connection_name: String,
+}
+
+/// Settings that cannot work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DialError {
+    #[error(
+        "the broker URL is not of the form amqp://user:password@host:port/vhost (or amqps://); \
+         special characters in user, password and vhost must be percent-encoded"
+    )]
+    Url,
+}
+
 /// How to reach the broker and how long to wait for its answers.
 #[derive(Clone)]
-pub(super) struct Dial {
+pub struct Dial {
     nodes: Arc<[Node]>,
     /// The addresses of all nodes.
     address: Arc<str>,
@@ -137,7 +135,7 @@ struct Node {
 }
 
 impl Node {
-    fn new(url: &str, settings: &Settings) -> Result<Self, SettingsError> {
+    fn new(url: &str, settings: &DialSettings) -> Result<Self, DialError> {
         let mut uri = parse(url)?;
         // A half-open connection is noticed after two heartbeats; the broker would suggest 60 s.
         let heartbeat = settings.heartbeat.as_secs().max(1);
@@ -164,15 +162,15 @@ impl fmt::Debug for Dial {
 }
 
 impl Dial {
-    pub(super) fn new(settings: &Settings) -> Result<Self, SettingsError> {
+    pub fn new(settings: &DialSettings) -> Result<Self, DialError> {
         let nodes = settings.urls.iter().map(|url| Node::new(url, settings));
         let nodes: Vec<_> = nodes.collect::<Result<_, _>>()?;
-        let first = nodes.first().ok_or(SettingsError::Url)?;
+        let first = nodes.first().ok_or(DialError::Url)?;
         let is_encrypted = first.uri.scheme == AMQPScheme::AMQPS;
         let addresses: Vec<_> = nodes.iter().map(|node| node.address.as_str()).collect();
         Ok(Self {
             address: addresses.join(", ").into(),
-            tls: is_encrypted.then(|| ClientTls::new(settings.tls.clone(), "broker", &[])),
+            tls: is_encrypted.then(|| ClientTls::new(settings.tls.clone(), &settings.section, &[])),
             nodes: nodes.into(),
             connection_name: settings.connection_name.as_str().into(),
             answer_timeout: settings.connect_timeout,
@@ -180,13 +178,13 @@ impl Dial {
     }
 
     /// Scheme, host, port and virtual host.
-    pub(super) fn address(&self) -> &str {
+    pub fn address(&self) -> &str {
         &self.address
     }
 
     /// Opens a connection to the first node that takes it, in random order, so that the
     /// connections of many processes spread; its role is shown in the broker's list of connections.
-    pub(super) async fn open(&self, role: &str) -> Result<Link, AmqpError> {
+    pub async fn open(&self, role: &str) -> Result<Link, AmqpError> {
         let mut order: Vec<_> = self.nodes.iter().collect();
         fastrand::shuffle(&mut order);
         let patience = match order.len() {
@@ -224,7 +222,7 @@ impl Dial {
     }
 
     /// Closes a connection in order, if the broker still answers.
-    pub(super) async fn close(&self, connection: &Link) {
+    pub async fn close(&self, connection: &Link) {
         let closed = connection.close(200, ShortString::default());
         if !matches!(timeout(CLOSE_TIMEOUT, closed).await, Ok(Ok(()))) {
             debug!("a broker connection was dropped without an orderly close");
@@ -232,7 +230,7 @@ impl Dial {
     }
 
     /// The next delivery of a consumer that should not have ended yet.
-    pub(super) fn delivered<T>(&self, item: Option<lapin::Result<T>>) -> Result<T, AmqpError> {
+    pub fn delivered<T>(&self, item: Option<lapin::Result<T>>) -> Result<T, AmqpError> {
         let ended = || ErrorKind::InvalidConnectionState(ConnectionState::Closed).into();
         item.unwrap_or_else(|| Err(ended()))
             .map_err(|source| AmqpError::Connect {
@@ -242,7 +240,7 @@ impl Dial {
     }
 
     /// Waits for an answer of the broker, up to the answer timeout.
-    pub(super) async fn ask<T>(
+    pub async fn ask<T>(
         &self,
         what: String,
         answer: impl Future<Output = lapin::Result<T>>,
@@ -250,8 +248,18 @@ impl Dial {
         ask_at(&self.address, what, self.answer_timeout, answer).await
     }
 
+    /// The same, up to another time.
+    pub async fn ask_within<T>(
+        &self,
+        what: String,
+        patience: Duration,
+        answer: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T, AmqpError> {
+        ask_at(&self.address, what, patience, answer).await
+    }
+
     /// A name in its wire form.
-    pub(super) fn name(&self, name: &str) -> Result<ShortString, AmqpError> {
+    pub fn name(&self, name: &str) -> Result<ShortString, AmqpError> {
         ShortString::try_new(name).map_err(|_| AmqpError::Name(name.to_owned()))
     }
 }
@@ -293,9 +301,9 @@ fn is_refusal(error: &lapin::Error) -> bool {
     }
 }
 
-fn parse(url: &str) -> Result<AMQPUri, SettingsError> {
+fn parse(url: &str) -> Result<AMQPUri, DialError> {
     // The parser's own error repeats the URL with its password, so it is not passed on.
-    let mut uri: AMQPUri = url.parse().map_err(|_| SettingsError::Url)?;
+    let mut uri: AMQPUri = url.parse().map_err(|_| DialError::Url)?;
     // The parser falls back to localhost for an IPv6 address.
     if let Some(address) = bracketed_host(url) {
         uri.authority.host = address.to_owned();
@@ -341,6 +349,17 @@ fn address(uri: &AMQPUri) -> String {
 mod tests {
     use super::*;
 
+    fn settings(url: &str) -> DialSettings {
+        DialSettings {
+            urls: vec![url.to_owned()],
+            tls: TlsSettings::default(),
+            section: "broker".to_owned(),
+            heartbeat: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(10),
+            connection_name: "test".to_owned(),
+        }
+    }
+
     fn check(url: &str, expected: &str) {
         assert_eq!(address(&parse(url).unwrap()), expected, "{url}");
     }
@@ -363,7 +382,7 @@ mod tests {
     /// Without a user in the address the certificate is the login, and never without TLS.
     #[test]
     fn a_certificate_is_the_login_of_an_address_without_a_user() {
-        let mut settings = Settings::new("amqps://rabbit1/%2f");
+        let mut settings = settings("amqps://rabbit1/%2f");
         settings.tls.identity = Some(("mine.pem".into(), "mine.key".into()));
         let mechanism = |url: &str| {
             let node = Node::new(url, &settings).unwrap();
@@ -377,14 +396,14 @@ mod tests {
 
     #[test]
     fn all_nodes_are_named() {
-        let mut settings = Settings::new("amqp://u:secret@rabbit1");
+        let mut settings = settings("amqp://u:secret@rabbit1");
         settings
             .urls
             .push("amqp://u:secret@rabbit2:5673/x".to_owned());
         let dial = Dial::new(&settings).unwrap();
         assert_eq!(dial.address(), "amqp://rabbit1:5672, amqp://rabbit2:5673/x");
         settings.urls.clear();
-        assert_eq!(Dial::new(&settings).unwrap_err(), SettingsError::Url);
+        assert_eq!(Dial::new(&settings).unwrap_err(), DialError::Url);
     }
 
     #[test]

@@ -8,21 +8,47 @@
 //! - [`Scheme::Fanwise`] is one header, `fanwise-signature`: `v1=` and the HMAC-SHA-256 in hex over
 //!   `<id>.<body>`. It contains no time, so a repeat is identical byte for byte.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use data_encoding::{BASE64, HEXLOWER};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ring::hmac;
 use strum::{EnumString, IntoStaticStr, VariantArray};
 
-use crate::codec::push_hex;
-use crate::secret::Secret;
+/// The header with the idempotency key, in [`Scheme::Standard`].
+pub const ID: HeaderName = HeaderName::from_static("webhook-id");
+/// The header with the time of the attempt, in [`Scheme::Standard`].
+pub const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+/// The header with the signature, in [`Scheme::Standard`].
+pub const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 
-pub(crate) const ID: HeaderName = HeaderName::from_static("webhook-id");
-pub(crate) const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
-pub(crate) const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+/// What is in front of a signature in each scheme.
+pub(super) const STANDARD_VERSION: &str = "v1,";
+pub(super) const FANWISE_VERSION: &str = "v1=";
 
 /// A secret with this prefix is base64 of the key; any other secret is the key itself.
 const SECRET_PREFIX: &str = "whsec_";
+
+/// What is wrong with a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadSecret {
+    #[error("base64 is expected after whsec_; a secret without that prefix is taken as it is")]
+    NotBase64,
+    #[error("a secret is expected, not an empty text")]
+    Empty,
+}
+
+/// The key that a secret means.
+pub(super) fn key_of(secret: &str) -> Result<hmac::Key, BadSecret> {
+    let key = match secret.strip_prefix(SECRET_PREFIX) {
+        Some(encoded) => BASE64
+            .decode(encoded.as_bytes())
+            .map_err(|_| BadSecret::NotBase64)?,
+        None => secret.as_bytes().to_vec(),
+    };
+    match key.is_empty() {
+        true => Err(BadSecret::Empty),
+        false => Ok(hmac::Key::new(hmac::HMAC_SHA256, &key)),
+    }
+}
 
 /// How a receiver verifies a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumString, IntoStaticStr, VariantArray)]
@@ -54,22 +80,9 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// The error says what is wrong with the secret.
-    pub fn new(secret: &Secret, scheme: Scheme) -> Result<Self, String> {
-        let secret = secret.expose();
-        let key = match secret.strip_prefix(SECRET_PREFIX) {
-            Some(encoded) => BASE64.decode(encoded).map_err(|_| {
-                format!(
-                    "base64 is expected after {SECRET_PREFIX}; a secret without that prefix is taken as it is"
-                )
-            })?,
-            None => secret.as_bytes().to_vec(),
-        };
-        if key.is_empty() {
-            return Err("a secret is expected, not an empty text".to_owned());
-        }
+    pub fn new(secret: &str, scheme: Scheme) -> Result<Self, BadSecret> {
         Ok(Self {
-            key: hmac::Key::new(hmac::HMAC_SHA256, &key),
+            key: key_of(secret)?,
             scheme,
             header: HeaderName::from_static(Scheme::FANWISE_HEADER),
         })
@@ -83,7 +96,7 @@ impl Signer {
     }
 
     /// The headers that a signature sets.
-    pub(crate) fn headers(&self) -> Vec<HeaderName> {
+    pub fn headers(&self) -> Vec<HeaderName> {
         match self.scheme {
             Scheme::Standard => vec![ID, TIMESTAMP, SIGNATURE],
             Scheme::Fanwise => vec![self.header.clone()],
@@ -91,7 +104,7 @@ impl Signer {
     }
 
     /// Signs a request that has this idempotency key and body.
-    pub(crate) fn sign(&self, headers: &mut HeaderMap, id: &HeaderValue, now_ms: u64, body: &[u8]) {
+    pub fn sign(&self, headers: &mut HeaderMap, id: &HeaderValue, now_ms: u64, body: &[u8]) {
         let mut context = hmac::Context::with_key(&self.key);
         context.update(id.as_bytes());
         context.update(b".");
@@ -101,15 +114,16 @@ impl Signer {
                 context.update(timestamp.as_bytes());
                 context.update(b".");
                 context.update(body);
-                let signature = format!("v1,{}", BASE64.encode(context.sign()));
+                let mut signature = STANDARD_VERSION.to_owned();
+                BASE64.encode_append(context.sign().as_ref(), &mut signature);
                 headers.insert(ID, id.clone());
                 headers.insert(TIMESTAMP, timestamp);
-                insert(headers, SIGNATURE, signature.into_bytes());
+                insert(headers, SIGNATURE, signature);
             }
             Scheme::Fanwise => {
                 context.update(body);
-                let mut signature = b"v1=".to_vec();
-                push_hex(&mut signature, context.sign().as_ref());
+                let mut signature = FANWISE_VERSION.to_owned();
+                HEXLOWER.encode_append(context.sign().as_ref(), &mut signature);
                 insert(headers, self.header.clone(), signature);
             }
         }
@@ -117,9 +131,8 @@ impl Signer {
 }
 
 #[expect(clippy::expect_used, reason = "letters, digits and signs of ASCII")]
-fn insert(headers: &mut HeaderMap, name: HeaderName, value: Vec<u8>) {
-    let value = HeaderValue::from_maybe_shared(bytes::Bytes::from(value));
-    headers.insert(name, value.expect("a header value"));
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: String) {
+    headers.insert(name, HeaderValue::try_from(value).expect("a header value"));
 }
 
 #[cfg(test)]
@@ -127,7 +140,7 @@ mod tests {
     use super::*;
 
     fn signed(secret: &str, scheme: Scheme, id: &'static str, body: &str) -> HeaderMap {
-        let signer = Signer::new(&Secret::new(secret), scheme).unwrap();
+        let signer = Signer::new(secret, scheme).unwrap();
         let mut headers = HeaderMap::new();
         let id = HeaderValue::from_static(id);
         signer.sign(&mut headers, &id, 1_614_265_330_999, body.as_bytes());
@@ -167,12 +180,12 @@ mod tests {
 
     #[test]
     fn a_secret_is_a_text_or_base64() {
-        let new = |secret| Signer::new(&Secret::new(secret), Scheme::Standard);
+        let new = |secret| Signer::new(secret, Scheme::Standard);
         assert!(new("any text").is_ok());
         assert!(new("whsec_AAEC").is_ok());
         for (secret, what) in [("", "empty"), ("whsec_", "empty"), ("whsec_%", "base64")] {
             let problem = new(secret).unwrap_err();
-            assert!(problem.contains(what), "{secret}: {problem}");
+            assert!(problem.to_string().contains(what), "{secret}: {problem}");
         }
     }
 }

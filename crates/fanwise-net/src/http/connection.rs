@@ -17,10 +17,9 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::client::TlsStream;
 
+use super::address::is_public;
 use super::reply::{self, Framing, Head};
-use super::{Broken, CERTIFICATE, Origin, Secure};
-use crate::domain::notice::is_public;
-use crate::ports::{HttpReply, PRIVATE_ADDRESS, Request};
+use super::{Broken, CERTIFICATE, HttpReply, Origin, PRIVATE_ADDRESS, Request, Secure};
 
 /// A body up to this size leaves in the same write as the head; a longer one is not copied.
 const COPIED_BODY_MAX: usize = 8 * 1024;
@@ -233,8 +232,89 @@ impl Connection {
         })
     }
 
+    /// Sends one request whose body is read from `body` to its end, and reads its reply. Each piece
+    /// of the body, and the reply after the last one, must come on within `patience`. The connection
+    /// must not be used again.
+    pub(super) async fn upload(
+        &mut self,
+        request: &Request,
+        mut body: impl AsyncRead + Unpin,
+        patience: Duration,
+        reply_bytes_max: usize,
+    ) -> Result<HttpReply, Broken> {
+        let late = |_| Broken::new("timeout", format!("nothing went on within {patience:?}"));
+        self.render_head(request);
+        self.output
+            .extend_from_slice(b"transfer-encoding: chunked\r\n\r\n");
+        let mut ended = false;
+        let written = loop {
+            // A server that refuses a request before it has read all of it has sent the reason.
+            match timeout(patience, self.write(&[])).await.map_err(late)? {
+                Ok(true) if !ended => ended = self.render_piece(&mut body, patience).await?,
+                written => break written,
+            }
+        };
+        let has_body = request.method != http::Method::HEAD;
+        let reply = timeout(patience, self.read(has_body, reply_bytes_max));
+        match (written, reply.await.map_err(late)?) {
+            (_, Ok(exchanged)) => Ok(exchanged.reply),
+            (Err(error), Err(_)) => Err(broken(&error)),
+            (Ok(_), Err(broken)) => Err(broken),
+        }
+    }
+
+    /// Fills the output with the next piece of a body; `true` if it was the end.
+    async fn render_piece(
+        &mut self,
+        body: &mut (impl AsyncRead + Unpin),
+        patience: Duration,
+    ) -> Result<bool, Broken> {
+        let mut piece = Vec::with_capacity(PIECE_BYTES);
+        while piece.len() < PIECE_BYTES {
+            let mut room = body.take((PIECE_BYTES - piece.len()) as u64);
+            let read = timeout(patience, room.read_buf(&mut piece)).await;
+            let late = |_| Broken::new("body", "the body of the request does not come on");
+            let read = read.map_err(late)?;
+            let unreadable = |error: io::Error| {
+                Broken::new(
+                    "body",
+                    format!("cannot read the body of the request: {error}"),
+                )
+            };
+            if read.map_err(unreadable)? == 0 {
+                break;
+            }
+        }
+        self.output.clear();
+        if !piece.is_empty() {
+            // Writing to a Vec cannot fail.
+            let _ = write!(self.output, "{:x}\r\n", piece.len());
+            self.output.extend_from_slice(&piece);
+            self.output.extend_from_slice(b"\r\n");
+        }
+        let ended = piece.len() < PIECE_BYTES;
+        if ended {
+            self.output.extend_from_slice(b"0\r\n\r\n");
+        }
+        Ok(ended)
+    }
+
     /// Fills the output; returns the bytes to write after it.
     fn render<'r>(&mut self, request: &'r Request) -> &'r [u8] {
+        self.render_head(request);
+        let output = &mut self.output;
+        // Writing to a Vec cannot fail.
+        let _ = write!(output, "content-length: {}\r\n\r\n", request.body.len());
+        if request.body.len() <= COPIED_BODY_MAX {
+            output.extend_from_slice(&request.body);
+            &[]
+        } else {
+            &request.body
+        }
+    }
+
+    /// Fills the output with the head, but for the header that frames the body.
+    fn render_head(&mut self, request: &Request) {
         let output = &mut self.output;
         output.clear();
         let target = request
@@ -269,14 +349,6 @@ impl Connection {
             if ![CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION].contains(name) {
                 line(name.as_str().as_bytes(), value.as_bytes());
             }
-        }
-        // Writing to a Vec cannot fail.
-        let _ = write!(output, "content-length: {}\r\n\r\n", request.body.len());
-        if request.body.len() <= COPIED_BODY_MAX {
-            output.extend_from_slice(&request.body);
-            &[]
-        } else {
-            &request.body
         }
     }
 
@@ -452,6 +524,9 @@ impl Connection {
         }
     }
 }
+
+/// Bytes of one piece of an upload.
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// Longest wait for the next piece of a download.
 const PIECE_PATIENCE: Duration = Duration::from_secs(60);

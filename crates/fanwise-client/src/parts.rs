@@ -1,12 +1,14 @@
-//! Cuts a list into parts that each fit: into a message of a job, or into a slice.
+//! Cuts a list into parts that each fit, such as into a message of a job.
 //!
 //! The rule is the same for every list: the entries keep their order, a part takes entries as long
 //! as they fit, and the entry that does not fit begins the next part. Sizes are those of the JSON
 //! that is written, not estimates. `cut` works on a list in memory; code that writes a message
 //! while the list arrives asks `Filling` about each entry.
 
-use super::audience::MemberDocument;
-use super::job::{JOB_BYTES_MAX, JOB_RECIPIENTS_MAX};
+use serde::Serialize;
+
+use crate::audience::Recipient;
+use crate::job::{JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, Job, ListPart};
 
 /// Room in a message for the number of the part and the name of its list.
 const PART_BYTES_MAX: usize = 256;
@@ -109,11 +111,73 @@ pub fn cut<T>(
 /// Cuts recipients into lists that each fit into one message of a job, which takes `job_bytes`
 /// without them.
 pub fn messages(
-    recipients: Vec<MemberDocument>,
+    recipients: Vec<Recipient>,
     job_bytes: usize,
-) -> impl Iterator<Item = Vec<MemberDocument>> {
+) -> impl Iterator<Item = Vec<Recipient>> {
     let bounds = Bounds::of_message(JOB_RECIPIENTS_MAX, job_bytes);
-    cut(recipients, bounds, crate::json::size)
+    cut(recipients, bounds, json_bytes)
+}
+
+impl Job {
+    /// The messages that carry the job over AMQP: one, or as many parts as its list needs. The same
+    /// job always gives the same messages, so that publishing it again stays harmless.
+    ///
+    /// ```
+    /// use fanwise_client::{Audience, Job, Message};
+    ///
+    /// let users = (0..250_000).map(|number| format!("u{number}"));
+    /// let job = Job::new("promo-7", Audience::users(users), Message::text("Hello"));
+    /// assert_eq!(job.into_messages().count(), 3);
+    /// ```
+    pub fn into_messages(mut self) -> impl Iterator<Item = Vec<u8>> + Send {
+        let lists: Vec<_> = match self.audience.users.take() {
+            Some(users) if !users.is_empty() => {
+                self.audience.users = Some(Vec::new());
+                messages(users, json_bytes(&self)).map(Some).collect()
+            }
+            users => vec![users],
+        };
+        let together = self.part.as_ref().and_then(|part| part.together.clone());
+        let of = lists.len() as u32;
+        (1..).zip(lists).map(move |(number, users)| {
+            self.audience.users = users;
+            if of > 1 {
+                self.part = Some(ListPart {
+                    number,
+                    of,
+                    together: together.clone(),
+                });
+            }
+            json(&self)
+        })
+    }
+}
+
+/// A value as JSON.
+#[expect(
+    clippy::expect_used,
+    reason = "the types of this crate have no maps with other keys than texts, and nothing else can fail"
+)]
+pub fn json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("a value of ours can be written as JSON")
+}
+
+/// The bytes of a value as JSON.
+#[expect(clippy::expect_used, reason = "see `json`")]
+pub fn json_bytes<T: Serialize + ?Sized>(value: &T) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    serde_json::to_writer(&mut count, value).expect("a value of ours can be written as JSON");
+    count.0
 }
 
 #[cfg(test)]
@@ -122,6 +186,12 @@ mod tests {
     use serde_json::value::RawValue;
 
     use super::*;
+    use crate::audience::Audience;
+    use crate::message::Message;
+
+    fn raw(value: &impl Serialize) -> Box<RawValue> {
+        serde_json::value::to_raw_value(value).unwrap()
+    }
 
     fn sizes(entries: usize, bounds: Bounds) -> Vec<usize> {
         cut(0..entries, bounds, |_| 1).map(|it| it.len()).collect()
@@ -149,7 +219,7 @@ mod tests {
         let list = || ["aa", "bb", "cc"];
         let cut = |bytes| {
             let entries = 10;
-            let parts = cut(list(), Bounds { entries, bytes }, crate::json::size);
+            let parts = cut(list(), Bounds { entries, bytes }, json_bytes);
             parts.map(|it| it.len()).collect::<Vec<_>>()
         };
         assert_eq!(cut(14), [3]);
@@ -162,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_job_that_leaves_no_room_is_not_multiplied() {
-        let recipients = vec![MemberDocument::Id("u".repeat(10)); 100_000];
+        let recipients = vec![Recipient::Id("u".repeat(10)); 100_000];
         for job_bytes in [JOB_BYTES_MAX - 300, 2 * JOB_BYTES_MAX, usize::MAX / 2] {
             let parts = messages(recipients.clone(), job_bytes).count();
             assert_eq!(
@@ -174,15 +244,15 @@ mod tests {
     }
 
     /// Ids with characters that JSON writes as two or six, with and without values.
-    fn member() -> impl Strategy<Value = MemberDocument> {
+    fn member() -> impl Strategy<Value = Recipient> {
         let vars = prop::option::of("[a-z\"\\\\é]{0,20}");
         ("[a-z\"\\\\\u{1}é]{1,12}", vars).prop_map(|(id, text)| {
-            let vars = text.map(|text| crate::json::raw(&[("text", text)]));
-            MemberDocument::new(id, vars)
+            let vars = text.map(|text| raw(&[("text", text)]));
+            Recipient::new(id, vars)
         })
     }
 
-    fn key(member: &MemberDocument) -> (String, Option<String>) {
+    fn key(member: &Recipient) -> (String, Option<String>) {
         let vars = member.vars().map(RawValue::get);
         (member.id().to_owned(), vars.map(str::to_owned))
     }
@@ -197,11 +267,11 @@ mod tests {
             bytes in 200_usize..1000,
         ) {
             let bounds = Bounds { entries, bytes };
-            let parts: Vec<_> = cut(list.clone(), bounds, crate::json::size).collect();
+            let parts: Vec<_> = cut(list.clone(), bounds, json_bytes).collect();
             let back: Vec<_> = parts.iter().flatten().map(key).collect();
             prop_assert_eq!(back, list.iter().map(key).collect::<Vec<_>>());
             // The brackets of the list take two bytes.
-            let written = |part: &[MemberDocument]| crate::json::bytes(part).len() - 2;
+            let written = |part: &[Recipient]| json(part).len() - 2;
             for part in &parts {
                 prop_assert!(!part.is_empty() && part.len() <= entries);
                 prop_assert!(written(part) <= bytes);
@@ -242,11 +312,61 @@ mod tests {
         let job_bytes = 1024 * 1024;
         let lists: Vec<_> = messages(members, job_bytes).collect();
         for list in &lists {
-            let bytes = job_bytes + crate::json::bytes(list).len();
+            let bytes = job_bytes + json(list).len();
             assert!(bytes <= JOB_BYTES_MAX, "{bytes}");
             assert!(list.len() <= JOB_RECIPIENTS_MAX);
         }
         let back: Vec<_> = lists.concat().iter().map(|it| it.id().to_owned()).collect();
         assert_eq!(back, recipients);
+    }
+
+    fn bodies(job: &Job) -> Vec<serde_json::Value> {
+        let messages = job.clone().into_messages();
+        messages
+            .map(|body| {
+                assert!(body.len() <= JOB_BYTES_MAX);
+                serde_json::from_slice(&body).unwrap()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_job_is_one_message_until_its_list_is_too_long() {
+        let job = |count: usize| {
+            let users = (0..count).map(|number| format!("u{number}"));
+            Job::new("k", Audience::users(users), Message::text("hello"))
+        };
+        for (count, of) in [(1, 1), (100_000, 1), (100_001, 2), (200_001, 3)] {
+            let bodies = bodies(&job(count));
+            assert_eq!(bodies.len(), of, "{count}");
+            let users: Vec<_> = bodies
+                .iter()
+                .flat_map(|body| body["audience"]["users"].as_array().unwrap())
+                .collect();
+            assert_eq!(users.len(), count);
+            assert_eq!(users[count - 1], &format!("u{}", count - 1));
+            let parts: Vec<_> = bodies
+                .iter()
+                .map(|it| it["part"]["number"].as_u64())
+                .collect();
+            let numbers = (1..=of as u64).map(|it| (of > 1).then_some(it));
+            assert_eq!(parts, numbers.collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_job_without_a_list_keeps_its_audience() {
+        let groups = Audience {
+            groups: Some(vec!["g".to_owned()]),
+            ..Audience::default()
+        };
+        for audience in [
+            groups,
+            Audience::everybody(),
+            Audience::users(Vec::<String>::new()),
+        ] {
+            let job = Job::new("k", audience, Message::text("hello"));
+            assert_eq!(bodies(&job), [serde_json::to_value(&job).unwrap()]);
+        }
     }
 }

@@ -31,7 +31,7 @@ use crate::tls::ClientTls;
 const READ_BYTES: usize = 64 * 1024;
 
 /// A connection. Dropping it ends its socket, its thread and its buffers.
-pub(super) struct Link {
+pub struct Link {
     connection: Connection,
     _cut: DropGuard,
 }
