@@ -1,4 +1,4 @@
-//! Tests TLS to Redis and targets: a private CA, certificates of the client, a name that
+//! Tests TLS to RabbitMQ, Redis and targets: a private CA, certificates of the client, a name that
 //! differs from the address, files that are renewed, and each way in which it can fail.
 
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::contract::ledger::Job;
 use crate::support::certificates::{Authority, Pair, copy};
 use crate::support::scratch::Scratch;
-use crate::support::servers::{amqp_url, redis_url};
+use crate::support::servers::{PrivateRabbit, amqp_url, redis_url};
 use crate::support::wait::{until, until_ok};
 use crate::support::world::{Plan, users};
 
@@ -371,5 +371,56 @@ async fn a_target_is_reached_with_certificates_of_its_own() {
     let record = world.completed(&job).await;
     assert_eq!(record["accounts"]["sent"], 40, "{record}");
     world.assert_once_each(&recipients);
+    worker.drain().await;
+}
+
+/// The certificate of the client is its login at RabbitMQ: this broker takes no password.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_the_login_at_the_broker() {
+    let Some(redis) = redis_url() else { return };
+    let ca = Authority::new("own");
+    let files = Scratch::new("rabbit-tls");
+    copy(&ca.file(), &files.path().join("ca.pem"));
+    let server = ca.sign("rabbit", "IP:127.0.0.1");
+    copy(&server.certificate, &files.path().join("server.pem"));
+    copy(&server.key, &files.path().join("server.key"));
+    let folder = files.path().to_str().unwrap();
+    let Some(rabbit) = PrivateRabbit::start_with(&["--tls", folder]).await else {
+        return;
+    };
+    // The only user of a new broker, and somebody who is none.
+    let (user, stranger) = (ca.sign("guest", "DNS:fanwise"), ca.sign("eve", "DNS:eve"));
+    let file = |path: &PathBuf| path.to_str().unwrap().to_owned();
+    let login = |pair: &Pair| {
+        [
+            ("FANWISE_BROKER__CA_FILE", file(&ca.file())),
+            ("FANWISE_BROKER__CERTIFICATE", file(&pair.certificate)),
+            ("FANWISE_BROKER__KEY", file(&pair.key)),
+        ]
+    };
+    let (user, stranger) = (login(&user), login(&stranger));
+    let user = user.each_ref().map(|(key, value)| (*key, value.as_str()));
+    let stranger = stranger
+        .each_ref()
+        .map(|(key, value)| (*key, value.as_str()));
+    let world = Plan::on(rabbit.tls_url(), &redis).start("external").await;
+    let refused = world.run_with_environment(&["doctor"], &stranger).await;
+    assert_eq!(refused.code, Some(69), "{}", refused.stdout);
+    let expected = "Login was refused using authentication mechanism EXTERNAL";
+    assert!(refused.stdout.contains(expected), "{}", refused.stdout);
+    let worker = world.worker_with(&user).await;
+    let send = [
+        "send",
+        "--client-msg-no",
+        "k",
+        "--text",
+        "hello",
+        "ann",
+        "bob",
+    ];
+    let sent = world.run_with_environment(&send, &user).await;
+    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    let record = world.completed("k").await;
+    assert_eq!(record["accounts"]["sent"], 2, "{record}");
     worker.drain().await;
 }

@@ -187,6 +187,11 @@ impl<S: Group> PrivateServer<S> {
 impl<S: Service> PrivateServer<S> {
     /// Starts it and waits until it answers. `None` means skip: it is not installed.
     pub(crate) async fn start() -> Option<PrivateServer<S>> {
+        Self::start_with(&[]).await
+    }
+
+    /// The same, with further arguments of `tests/servers`.
+    pub(crate) async fn start_with(arguments: &[&str]) -> Option<PrivateServer<S>> {
         if env::var("FANWISE_TEST_PRIVATE").is_ok_and(|value| value == "0") {
             eprintln!("skipped: this run has no {} that may be killed", S::NAME);
             return None;
@@ -210,13 +215,19 @@ impl<S: Service> PrivateServer<S> {
         };
         // If this process is killed, the server still ends and its data are deleted.
         let owner = std::process::id().to_string();
-        server.state = parse(&server.run("start", &["--owner", &owner]).await);
+        let arguments = [&["--owner", &owner], arguments].concat();
+        server.state = parse(&server.run("start", &arguments).await);
         Some(server)
     }
 
     /// The same as long as it lives.
     pub(crate) fn url(&self) -> &str {
         self.key("URL")
+    }
+
+    /// Its address with TLS.
+    pub(crate) fn tls_url(&self) -> &str {
+        self.key("TLS_URL")
     }
 
     /// The id of its process, which changes with each start.
