@@ -3,6 +3,7 @@
 
 mod context;
 mod process;
+mod traces;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -10,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fanwise_client::amqp::{DialSettings, Producer};
+use http::Uri;
 use rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
 
@@ -228,7 +230,11 @@ fn trust(config: &Config) -> Result<Trust, Failure> {
     let mut targets = config.targets.values();
     let mut apps = config.apps.values();
     let by_system = |target: &TargetConfig| target.settings.is_https() && target.tls.ca.is_none();
-    let is_needed = targets.any(by_system) || apps.clone().any(asks_https);
+    let tracing = &config.tracing;
+    let collector = tracing.otlp_url.as_ref().and_then(Uri::scheme_str);
+    let is_needed = targets.any(by_system)
+        || apps.clone().any(asks_https)
+        || (collector == Some("https") && tracing.tls.ca.is_none());
     if !is_needed && !apps.any(|app| app.callbacks.is_some()) {
         return Ok(None);
     }
@@ -267,12 +273,13 @@ pub fn own_tls(config: &Config) -> OwnTls {
 
 /// Reads the files of all TLS settings, so that a fault is found at the start.
 fn check_tls_files(config: &Config, own: &OwnTls) -> Result<(), Failure> {
-    let [broker, ledger] = [
+    let others = [
         ("broker", &config.broker.tls),
         ("ledger", &config.ledger.tls),
+        ("tracing", &config.tracing.tls),
     ]
     .map(|(section, tls)| (!tls.is_default()).then(|| ClientTls::new(tls.clone(), section, &[])));
-    let servers = broker.iter().chain(&ledger).chain(own.values());
+    let servers = others.iter().flatten().chain(own.values());
     for tls in servers {
         tls.load().or_exit(Exit::BadConfig)?;
     }

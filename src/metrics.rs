@@ -24,6 +24,7 @@ use prometheus::{
 pub use self::cluster::{ClusterFigures, OpenState, Pending, Waiting};
 pub use self::labels::{
     AskedResult, Bound, BrokerUser, JobResult, LedgerStep, NoticeKind, NoticeResult, SliceResult,
+    SpanResult,
 };
 pub use self::record::{AppMetrics, OutcomeCounts, RequestInFlight, TargetMetrics};
 
@@ -241,6 +242,9 @@ metrics! {
         = "Time that callers of the gateway waited for before_accept";
     connections: IntCounterVec("fanwise_http_calls_total", ["reused"])
         = "Calls by whether they reused a connection";
+    spans: IntCounterVec("fanwise_trace_spans_total", ["result"])
+        = "Spans of sampled jobs, by result: exported to the collector, refused by it, or dropped \
+           because the queue was full";
     panics: IntCounter("fanwise_panics_total")
         = "Tasks that panicked; what they worked on went back to its queue";
     draining: IntGauge("fanwise_draining")

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::context::context;
+use super::traces;
 use super::{cannot_listen, check_tls_files, facts, gateway_settings, own_tls, systems, trust};
 use crate::admin::{Admin, Part, Status};
 use crate::config::Config;
@@ -18,6 +19,7 @@ use crate::gateway::{Server, check_publishing, keep_publisher};
 use crate::http::client::{Client, ClientSettings};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, RetainedQueues, Store};
+use crate::runtime::traces::Exporter;
 use crate::runtime::{Context, count_cluster, identify_all};
 use crate::worker::Worker;
 
@@ -30,6 +32,8 @@ pub(super) struct Process<S> {
     ready: Vec<Part>,
     /// Bring metrics up to date that are kept elsewhere.
     refresh: Vec<Box<dyn Fn() + Send + Sync>>,
+    /// Hands over the spans, until all tasks have ended.
+    exporter: Option<Exporter<Client>>,
 }
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -49,7 +53,9 @@ impl<S: Store> Process<S> {
             ..ClientSettings::defaults()
         });
         let metrics = Arc::new(Metrics::new());
-        let context = Arc::new(context(config, store, client.clone(), &trust, metrics)?);
+        let (tracer, exporter) = traces::exporter(config, &trust, &metrics).unzip();
+        let context = context(config, store, client.clone(), &trust, metrics)?;
+        let context = Arc::new(context.with_tracer(tracer.unwrap_or_default()));
         let draining = {
             let drain = drain.clone();
             Part::new("process", move || match drain.is_cancelled() {
@@ -75,6 +81,7 @@ impl<S: Store> Process<S> {
             tasks: Vec::new(),
             ready: vec![draining, ledger],
             refresh: vec![Box::new(refresh)],
+            exporter,
         })
     }
 
@@ -173,6 +180,11 @@ impl<S: Store> Process<S> {
             .map_err(|error| cannot_listen("admin.listen", listen, &error))?;
         tracing::info!(address = %admin.address, "admin port listens");
         let drain = self.drain;
+        let ended = CancellationToken::new();
+        let mut exporting = JoinSet::new();
+        if let Some(exporter) = self.exporter {
+            exporting.spawn(exporter.run(ended.clone()));
+        }
         let mut tasks: JoinSet<()> = self.tasks.into_iter().collect();
         tokio::select! {
             // Checked first, since the tasks end at the signal too.
@@ -205,6 +217,8 @@ impl<S: Store> Process<S> {
                 Exit::Temporary
             }
         };
+        ended.cancel();
+        while exporting.join_next().await.is_some() {}
         drop(admin);
         Ok(exit)
     }

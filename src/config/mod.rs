@@ -14,6 +14,7 @@ mod sections;
 mod servers;
 mod signatures;
 mod targets;
+mod traces;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -25,6 +26,7 @@ use self::reader::Section;
 pub use self::reader::{ENV_PREFIX, Findings, Lines, Origin, Shown};
 pub use self::servers::{BrokerConfig, LedgerConfig};
 pub use self::targets::TargetConfig;
+pub use self::traces::TracingConfig;
 use crate::domain::fairness::AppRules;
 use crate::domain::fields::Problem;
 use crate::domain::frequency_cap::FrequencyCap;
@@ -58,6 +60,7 @@ pub struct Config {
     pub shared_limits: BTreeMap<String, Rate>,
     pub apps: BTreeMap<String, AppConfig>,
     pub log: LogConfig,
+    pub tracing: TracingConfig,
 }
 
 /// What is wrong without `broker.url`, and without `ledger.url`, where they are needed.

@@ -12,7 +12,7 @@ use super::{
     AdminConfig, AppConfig, Config, EmbeddedConfig, GatewayConfig, HOUR, LogConfig, MIB, MINUTE,
     SECOND, WorkerConfig,
 };
-use super::{apps, callbacks, endpoints, retry, servers, targets};
+use super::{apps, callbacks, endpoints, retry, servers, targets, traces};
 use crate::domain::fairness::AppRules;
 use crate::domain::fields::suggestion;
 use crate::domain::job::{NAME_BYTES_MAX, wrong_id};
@@ -38,6 +38,7 @@ pub(super) fn from_root(mut root: Section, findings: &mut Findings) -> Config {
         shared_limits,
         retry,
         log: read_log(root.section("log", findings), findings),
+        tracing: traces::from_section(root.section("tracing", findings), findings),
     };
     root.finish(findings);
     config

@@ -225,7 +225,7 @@ fn check_fit(ledger: &LedgerConfig, url: &LedgerUrl, section: &Section, findings
 }
 
 /// Warns of certificates that an address without TLS does not use.
-fn check_tls(
+pub(super) fn check_tls(
     tls: &TlsSettings,
     used: bool,
     scheme: &str,

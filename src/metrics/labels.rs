@@ -45,6 +45,25 @@ impl SliceResult {
     }
 }
 
+/// What became of a span of a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum SpanResult {
+    Exported,
+    /// The collector did not take it.
+    Refused,
+    /// The queue was full, or the process ended.
+    Dropped,
+}
+
+impl SpanResult {
+    pub(super) const ALL: &'static [Self] = Self::VARIANTS;
+
+    pub(super) fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
 /// The channel of a notice that a job completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]

@@ -7,6 +7,7 @@ use prometheus::{Histogram, IntCounter, IntGauge};
 
 use super::labels::{
     AskedResult, Bound, BrokerUser, JobResult, LedgerStep, NoticeKind, NoticeResult, SliceResult,
+    SpanResult,
 };
 use super::{APPS_MAX, Metrics, OTHER};
 use crate::domain::announce::EventKind;
@@ -246,6 +247,12 @@ impl Metrics {
             let counter = self.connections.with_label_values(&[label]);
             counter.inc_by(now.saturating_sub(counter.get()));
         }
+    }
+
+    pub fn spans(&self, result: SpanResult, count: u64) {
+        self.spans
+            .with_label_values(&[result.as_str()])
+            .inc_by(count);
     }
 
     pub fn panicked(&self) {

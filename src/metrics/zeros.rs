@@ -3,7 +3,7 @@
 
 use super::Metrics;
 use super::labels::{
-    AskedResult, Bound, JobResult, LedgerStep, NoticeKind, NoticeResult, SliceResult,
+    AskedResult, Bound, JobResult, LedgerStep, NoticeKind, NoticeResult, SliceResult, SpanResult,
 };
 use super::record::{CLAIM_STATES, TargetMetrics};
 use crate::domain::announce::EventKind;
@@ -63,6 +63,9 @@ impl Metrics {
             self.before_accept
                 .with_label_values(&[result.as_str()])
                 .inc_by(0);
+        }
+        for &result in SpanResult::ALL {
+            self.spans(result, 0);
         }
         self.build_info
             .with_label_values(&[env!("CARGO_PKG_VERSION"), COMMIT.unwrap_or("unknown")])

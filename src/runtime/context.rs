@@ -20,6 +20,7 @@ use super::health::{Admission, Health};
 use super::ledger_health::LedgerHealth;
 use super::pending::PendingRecipients;
 use super::standstills::TargetStandstills;
+use super::traces::Tracer;
 use super::under_way::CallsUnderWay;
 use crate::clock::now_ms;
 use crate::domain::codes::ClassByCode;
@@ -160,6 +161,7 @@ pub struct Context<S, T> {
     pub callbacks: BTreeMap<String, Callbacks<T>>,
     pub settings: Settings,
     pub metrics: Arc<Metrics>,
+    pub(crate) tracer: Tracer,
     pub(crate) app_metrics: AppMetrics,
     /// Names this process in its heartbeats.
     pub(crate) process: u64,
@@ -250,6 +252,7 @@ impl<S: Store, T> Context<S, T> {
             callbacks: BTreeMap::new(),
             settings,
             metrics,
+            tracer: Tracer::default(),
             ledger_health: LedgerHealth::default(),
             at_broker: AtomicBool::new(false),
             parked: watch::Sender::new(HashMap::new()),
@@ -266,6 +269,11 @@ impl<S: Store, T> Context<S, T> {
 
     pub fn with_callbacks(mut self, callbacks: BTreeMap<String, Callbacks<T>>) -> Self {
         self.callbacks = callbacks;
+        self
+    }
+
+    pub fn with_tracer(mut self, tracer: Tracer) -> Self {
+        self.tracer = tracer;
         self
     }
 

@@ -21,6 +21,7 @@ pub(crate) mod ledger_health;
 mod pending;
 mod standstills;
 mod tally;
+pub mod traces;
 mod under_way;
 mod watch;
 

@@ -25,6 +25,7 @@ mod fallback;
 mod flight;
 mod limits;
 mod record;
+mod spans;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +63,7 @@ use crate::ports::{
 };
 use crate::runtime::call::{Called, Caller, lost};
 use crate::runtime::context::{GivenUp, Halted, TargetRuntime};
+use crate::runtime::traces::Span;
 
 /// How long a slice of a newer version waits for a newer worker.
 const NEWER_WAIT: Duration = Duration::from_secs(5);
@@ -122,10 +124,10 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
         .map_err(|problems| Problem::new("message", summary(&problems)))
         .transpose();
     let scope = DeliveryScope::new(session, Arc::clone(target), slice, personal, traceparent);
-    DeliveryRun::new(&scope)
-        .run()
-        .await
-        .unwrap_or(DeliveryEnd::Lost)
+    let end = DeliveryRun::new(&scope).run().await;
+    let end = end.unwrap_or(DeliveryEnd::Lost);
+    spans::delivered(scope.span, &end);
+    end
 }
 
 /// Whether a slice on this lane can be one of the worker's own: anybody who may write to the lanes
@@ -241,6 +243,8 @@ struct DeliveryScope<'a, S, T, P> {
     rules: Rules,
     retry: Schedule,
     traceparent: Option<String>,
+    /// The span of this delivery, if its job is sampled.
+    span: Option<Span>,
     owner: Owner,
     began: Instant,
 }
@@ -286,6 +290,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
                 two_targets: slice.head.has_two_targets(),
             },
             retry: retry.schedule,
+            span: spans::delivery(&context.tracer, &slice, traceparent.as_deref()),
             traceparent,
             owner: Owner(fastrand::u64(..)),
             began: Instant::now(),
@@ -358,7 +363,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         until: Option<Instant>,
         permit: tokio::sync::SemaphorePermit<'_>,
     ) -> Back {
-        let caller = Caller {
+        let mut caller = Caller {
             target: &self.target,
             transport: &self.session.context.transport,
             traceparent: self.traceparent.as_deref(),
@@ -399,9 +404,15 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             &several
         };
         let calls = personal.as_deref().unwrap_or(&*self.calls);
+        let span = spans::call(self.span.as_ref(), &self.target.name, recipients.len());
+        let traceparent = span.as_ref().map(Span::traceparent);
+        if traceparent.is_some() {
+            caller.traceparent = traceparent.as_deref();
+        }
         let called = caller.call(calls, recipients, call.in_doubt).await;
         let took = started.elapsed();
         drop(permit);
+        spans::answered(span, &called.verdict);
         self.target.metrics.call(class_of(&called.verdict), took);
         Back {
             call,

@@ -38,6 +38,7 @@ use crate::ports::{
     Transport, Unassigned,
 };
 use crate::runtime::context::{Context, RECONNECT};
+use crate::runtime::traces::{Span, SpanKind};
 use crate::service::BeforeAccept;
 use crate::service::admission::{Admission, Admitted, Refused, Resolved, admit, resolve};
 
@@ -90,12 +91,17 @@ async fn take<S: Store, T: Transport, P: Publisher>(
     large: &Semaphore,
     delivery: Delivery,
 ) {
+    let from = delivery.traceparent.as_deref();
+    let span = session.context.tracer.begin(from, SpanKind::Intake);
     let expansion = Expansion {
         session: Arc::clone(session),
-        traceparent: delivery.traceparent.clone(),
+        traceparent: match &span {
+            Some(span) => Some(span.traceparent()),
+            None => delivery.traceparent.clone(),
+        },
     };
     let body = delivery.body.clone();
-    let expanding = async move { expansion.expand(&body, priority).await };
+    let expanding = async move { expansion.expand(&body, priority, span).await };
     let handled = if delivery.body.len() > SMALL_BYTES {
         // It is never closed.
         let _turn = large.acquire().await.ok();
@@ -206,7 +212,20 @@ impl<S: Store, T: Transport, P: Publisher> Admission for Expansion<S, T, P> {
 }
 
 impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
-    async fn expand(&self, body: &Bytes, priority: Priority) -> IntakeEnd {
+    async fn expand(&self, body: &Bytes, priority: Priority, mut span: Option<Span>) -> IntakeEnd {
+        let end = self.expand_in(body, priority, &mut span).await;
+        if let (Some(span), IntakeEnd::Refused(_, reason)) = (&mut span, &end) {
+            span.failed(reason);
+        }
+        end
+    }
+
+    async fn expand_in(
+        &self,
+        body: &Bytes,
+        priority: Priority,
+        span: &mut Option<Span>,
+    ) -> IntakeEnd {
         let context = &*self.session.context;
         let job = match Job::parse(body, Some(priority), context, clock::now()) {
             Ok(job) => job,
@@ -217,6 +236,12 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
                 return Refused::Problems(problems).into();
             }
         };
+        if let Some(span) = span {
+            span.text("fanwise.app", &*job.head.app);
+            span.text("fanwise.target", &*job.head.target);
+            span.text("fanwise.job", job.head.id.to_string());
+            span.text("fanwise.client_msg_no", &*job.head.client_msg_no);
+        }
         let end = self.expand_job(&job).await;
         if matches!(end, IntakeEnd::Refused(..)) {
             self.withdraw(job.head.id).await;

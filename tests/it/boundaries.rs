@@ -33,7 +33,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "runtime",
         &[
-            "clock", "domain", "error", "limits", "metrics", "ports", "secret", "service",
+            "clock", "domain", "error", "json", "limits", "metrics", "ports", "secret", "service",
         ],
     ),
     (

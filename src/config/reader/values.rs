@@ -301,6 +301,19 @@ impl Section {
         )
     }
 
+    /// A share.
+    pub(in crate::config) fn share(
+        &mut self,
+        name: &'static str,
+        default: f64,
+        bounds: RangeInclusive<f64>,
+        findings: &mut Findings,
+    ) -> f64 {
+        let expected = format!("a number from {} to {}", bounds.start(), bounds.end());
+        let parse = |value: &Value| as_number(value).filter(|share| bounds.contains(share));
+        self.value(name, default, f64::to_string, expected, parse, findings)
+    }
+
     /// An optional share, which may be more than the whole.
     pub(in crate::config) fn optional_share(
         &mut self,

@@ -172,6 +172,12 @@ impl World {
 
     /// Publishes arbitrary bytes as a job, as a faulty producer does.
     pub(crate) async fn publish_raw(&self, body: &[u8]) {
+        self.publish_with(body, lapin::types::FieldTable::default())
+            .await;
+    }
+
+    /// Publishes a job with these headers.
+    pub(crate) async fn publish_with(&self, body: &[u8], headers: lapin::types::FieldTable) {
         use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
         use lapin::{BasicProperties, Connection, ConnectionProperties};
         let connection = Connection::connect(&self.amqp, ConnectionProperties::default())
@@ -187,7 +193,9 @@ impl World {
             mandatory: true,
             ..BasicPublishOptions::default()
         };
-        let properties = BasicProperties::default().with_delivery_mode(2);
+        let properties = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_headers(headers);
         let confirm = channel
             .basic_publish(exchange.into(), "normal".into(), options, body, properties)
             .await
@@ -440,7 +448,7 @@ impl Drop for Worker {
     }
 }
 
-async fn http_get(port: u16, path: &str) -> Option<String> {
+pub(crate) async fn http_get(port: u16, path: &str) -> Option<String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
         .await
