@@ -27,7 +27,7 @@ static ABANDON: LazyLock<Script> = growing!("scripts/abandon.lua");
 const PAGE: usize = 100;
 
 /// Open jobs that one pipeline reads.
-const OPEN_PAGE: usize = 1000;
+const OPEN_PAGE: usize = 200;
 
 /// Members that one step of a scan looks at.
 const SCAN: usize = 1000;
