@@ -2,7 +2,7 @@
 //! nothing else, so these tests never skip.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -75,6 +75,11 @@ impl Place {
             admin,
             _stop: stop.drop_guard(),
         }
+    }
+
+    /// The file of the engine.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.scratch.path().join("data/fanwise.redb")
     }
 
     pub(crate) async fn serve(&self) -> Process {
