@@ -1,7 +1,10 @@
 //! Serves dead letters over HTTP: pages, a stream of all of them, redrive and purge.
 //!
-//! [`requests`] parses the bodies of redrive and purge, [`mod@stream`] sends all letters as lines.
+//! [`requests`] parses the bodies of redrive and purge, [`mod@stream`] sends all letters as lines,
+//! [`pages`] shows pages from a sorted [`copy`].
 
+mod copy;
+mod pages;
 mod requests;
 mod stream;
 
@@ -16,6 +19,7 @@ use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+pub(super) use self::pages::Pages;
 use self::requests::{parse_purge, parse_redrive};
 pub(super) use self::stream::Readers;
 use self::stream::{accepts_lines, dead_lines};
@@ -65,9 +69,12 @@ pub(super) async fn list<B: Broker + RetainedQueues, S: Store, T: Transport>(
         params.problem("cursor", "unknown cursor; leave it out to start again");
     }
     params.finish()?;
-    let (from, view) = (from.flatten(), gateway.view());
-    let page = dead_letters::page(&gateway.broker, &view, &wanted, from, most, with_content);
-    let (letters, next) = page.await?;
+    let (broker, from) = (&gateway.broker, from.flatten());
+    let window = gateway
+        .pages
+        .page(broker, &wanted, from, most, with_content);
+    let page = dead_letters::page(&gateway.view(), window.await?, &wanted).await;
+    let (letters, next) = page?;
     if letters.is_empty() && next.is_none() {
         gateway.knows_names(&wanted).await?;
     }
@@ -177,7 +184,9 @@ pub(super) async fn redrive<B: Broker + RetainedQueues, S: Store, T: Transport>(
     };
     let secret = &gateway.context.settings.fingerprint_secret;
     let redriven = dead_letters::redrive(&gateway.broker, &publisher, &*gateway, secret, &redrive);
-    let done = Box::pin(redriven).await?;
+    let done = Box::pin(redriven).await;
+    gateway.pages.end();
+    let done = done?;
     if done.is_empty() {
         gateway.knows_names(&redrive.wanted).await?;
     }
@@ -197,7 +206,9 @@ pub(super) async fn purge<B: Broker + RetainedQueues, S: Store, T: Transport>(
     body: Held,
 ) -> Result<Json<Purged>, Refusal> {
     let (request, wanted) = parse_purge(&body.bytes)?;
-    let done = dead_letters::purge(&gateway.broker, &wanted, request.dry_run).await?;
+    let done = dead_letters::purge(&gateway.broker, &wanted, request.dry_run).await;
+    gateway.pages.end();
+    let done = done?;
     if done.recipients == 0 {
         gateway.knows_names(&wanted).await?;
     }

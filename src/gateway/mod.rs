@@ -74,7 +74,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::access::Rates;
 pub use self::access::{Access, AppAccess};
-use self::dead::Readers;
+use self::dead::{Pages, Readers};
 pub use self::dropin::DropInSystem;
 use self::events::Hub;
 use self::feed::Feed;
@@ -134,6 +134,7 @@ struct Gateway<B: Broker, S, T> {
     stop: CancellationToken,
     shares: Shares,
     readers: Readers,
+    pages: Pages,
     failures: Failures,
     hosts: Hosts,
     patience: Duration,
@@ -255,6 +256,7 @@ impl Server {
                 Arc::clone(&metrics),
             ),
             readers: Readers::default(),
+            pages: Pages::new(settings.upload_dir.clone()),
             failures: Failures::new(settings.patience),
             hosts: Hosts::of(settings.listen),
             patience: settings.patience,

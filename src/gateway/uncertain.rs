@@ -42,7 +42,9 @@ pub(super) async fn resolve<B: Broker + RetainedQueues, S: Store, T: Transport>(
         request.to,
         request.recipients,
     );
-    let resolved = Box::pin(resolved).await?;
+    let resolved = Box::pin(resolved).await;
+    gateway.pages.end();
+    let resolved = resolved?;
     let note = DirectiveNote {
         reason: request.reason,
         author: request.author,

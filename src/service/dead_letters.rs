@@ -1,8 +1,8 @@
 //! Reads, redrives and purges dead letters, over the ports alone, so that the command line does it
 //! without a gateway.
 //!
-//! A retained queue has no index: every walk reads all of it, and holds one page, or one window of
-//! recipients to redrive.
+//! A retained queue has no index: every walk reads all of it, and holds one window of recipients to
+//! redrive. The gateway shows pages from a copy of it.
 //!
 //! A letter is published before the outcome is recorded, and its confirm may be lost. Then the
 //! slice is delivered again, and the recipient may get the message after all. So the ledger
@@ -249,27 +249,33 @@ pub async fn unknown<S: Ledger>(
 // Pages
 // ---------------------------------------------------------------------------------------------
 
-/// The rows at or after a place, at most `most`. Rows that the ledger contradicts are left out, so
-/// a page with a next one may have fewer.
-pub async fn page<B: RetainedQueues, S: Ledger>(
-    broker: &B,
-    view: &LedgerView<'_, S>,
+/// Adds a recipient of a letter to a page, or removes what it overrules.
+pub fn put(
+    window: &mut Window<DeadRow>,
+    letter: &DeadLetter,
+    dead: &DeadRecipient,
     wanted: &LetterFilter,
-    from: Option<Key>,
-    most: usize,
     with_content: bool,
-) -> Result<(Vec<DeadRow>, Option<Key>), DeadError> {
-    let mut window = Window::new(from, most);
-    each(broker, wanted, |letter, dead, taken| {
-        let key = (letter.job.clone(), dead.recipient.clone());
-        let at = last_attempt_ms(letter);
-        if !taken {
-            window.overrule(&key, at);
-        } else if window.takes(&key) {
-            window.put(key, at, DeadRow::new(letter, dead, with_content));
-        }
-    })
-    .await?;
+) {
+    if !wanted.takes_letter(letter) {
+        return;
+    }
+    let key = (letter.job.clone(), dead.recipient.clone());
+    let at = last_attempt_ms(letter);
+    if !wanted.takes_recipient(dead) {
+        window.overrule(&key, at);
+    } else if window.takes(&key) {
+        window.put(key, at, DeadRow::new(letter, dead, with_content));
+    }
+}
+
+/// The rows of a page, and where the next one begins. Rows that the ledger contradicts are left
+/// out, so a page with a next one may have fewer.
+pub async fn page<S: Ledger>(
+    view: &LedgerView<'_, S>,
+    window: Window<DeadRow>,
+    wanted: &LetterFilter,
+) -> Result<(Vec<DeadRow>, Option<Key>), LedgerError> {
     let (rows, next) = window.finish();
     let mut rows = view.correct(rows.map(|(_, row)| row).collect()).await?;
     rows.retain(|row| wanted.takes_row(row));

@@ -26,6 +26,8 @@ mod contract;
 mod control;
 /// The cost per recipient, in steps of Redis.
 mod cost;
+/// Pages of dead letters, while other processes change the letters.
+mod dead_pages;
 /// README and `docs`: links, quoted commands, names of metrics, an entry for each alert.
 mod documents;
 /// All in one test: three workers, faults of every kind, a SIGKILL.
@@ -40,6 +42,8 @@ mod examples;
 mod fairness;
 /// A second target for recipients that the first one fails.
 mod fallback;
+/// Recorded formats: what each released version wrote is read by this one.
+mod formats;
 /// Frequency caps: messages of a category to a recipient, over jobs.
 mod frequency_caps;
 mod hindrances;
@@ -89,5 +93,7 @@ mod support;
 mod systems;
 /// TLS to Redis and targets, with certificates made for the test.
 mod tls;
+/// Traces: the spans that an OpenTelemetry collector gets.
+mod traces;
 /// The HTTP interface: long lists, repeats, overload, slow callers.
 mod upload;
