@@ -13,11 +13,16 @@ use crate::ports::Limit;
 /// Above this number of limits, those with nothing booked are dropped.
 const LIMITS_KEPT: usize = 1000;
 
-/// A limit whose rate changes starts empty.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {
     scope: LimitScope,
     name: String,
+    /// A limit whose rate changes starts clean; `None` for one that does not.
+    rate: Option<KeyRate>,
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct KeyRate {
     units: u32,
     period: Duration,
     burst: u32,
@@ -26,13 +31,16 @@ struct Key {
 
 impl Key {
     fn of(limit: &Limit<'_>) -> Self {
-        Self {
-            scope: limit.scope,
-            name: limit.name.to_owned(),
+        let rate = || KeyRate {
             units: limit.rate.units,
             period: limit.rate.period,
             burst: limit.rate.burst,
             per_call: limit.cost == Cost::PerCall,
+        };
+        Self {
+            scope: limit.scope,
+            name: limit.name.to_owned(),
+            rate: limit.scope.starts_clean().then(rate),
         }
     }
 }

@@ -154,6 +154,8 @@ metrics! {
         = "Finished jobs whose counters and ledger differ; `fanwise job verify` shows the differences";
     entries_missing: IntCounter("fanwise_entries_missing_total")
         = "Entries of slices that ended without an outcome for them; the entries stay pending";
+    unknown_zones: IntCounter("fanwise_unknown_zones_total")
+        = "Recipients whose own time zone is not known, so that they have that of their job";
     slices: IntCounterVec("fanwise_slices_total", ["result"])
         = "Slices taken from lanes, by how their delivery ended";
     slices_in_flight: IntGauge("fanwise_slices_in_flight")

@@ -57,8 +57,10 @@ pub fn facts(config: &Config) -> Result<Facts, Failure> {
             daily_limit: config.daily_limit,
             sender_limit: config.sender_limit,
             shared_limit: shared_limit(all, config),
+            sender: target.own_sender().map(ToOwned::to_owned),
             recipients_per_call: target.profile().recipients_per_call,
             on_uncertain: on_uncertain(config, &*target),
+            prices: config.prices.clone(),
         };
         Ok((name.clone(), facts))
     });
@@ -71,6 +73,7 @@ pub fn facts(config: &Config) -> Result<Facts, Failure> {
             .iter()
             .filter_map(|(name, app)| Some((name.clone(), app.daily_limit?)))
             .collect(),
+        shared_limits: config.shared_limits.clone(),
         windows: config
             .apps
             .iter()

@@ -11,6 +11,7 @@ use super::target_test::TestArgs;
 use super::{directives, output, target_test};
 use crate::clock::rfc3339;
 use crate::domain::directive::{Action, Scope, Subject};
+use crate::domain::job_limits::LimitKind;
 use crate::domain::limits::Rate;
 use crate::domain::schedule::parse_duration;
 use crate::domain::trail::Origin;
@@ -125,7 +126,9 @@ pub(super) enum TargetCommand {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum LimitsCommand {
-    /// Show the limits of all targets and apps, and of jobs whose rate was set
+    /// Show the limits of all targets and apps, those that targets share, and those of jobs whose rate
+    /// was set
+    #[command(visible_alias = "list")]
     Show {
         /// Print a JSON array
         #[arg(short, long)]
@@ -136,8 +139,14 @@ pub(super) enum LimitsCommand {
         /// What to limit
         #[arg(value_enum)]
         scope: LimitScope,
-        /// Name of the target or app
+        /// Name of the target, the app or the shared limit
         name: String,
+        /// Set the second limit of a target or an app, a day
+        #[arg(long)]
+        daily: bool,
+        /// Set the limit of each sender of a target
+        #[arg(long, conflicts_with = "daily")]
+        sender: bool,
         /// Such as 2000/s, "500/s burst 50" or "120/min per call"; `default` restores the
         /// configured one
         rate: String,
@@ -152,6 +161,8 @@ pub(super) enum LimitsCommand {
 pub(super) enum LimitScope {
     Target,
     App,
+    /// A limit that several targets have together
+    Shared,
 }
 
 pub(super) async fn app(command: AppCommand, at: At) -> Result<Exit, Failure> {
@@ -228,6 +239,8 @@ pub(super) async fn limits(command: LimitsCommand, at: At) -> Result<Exit, Failu
         LimitsCommand::Set {
             scope,
             name,
+            daily,
+            sender,
             rate,
             expiry,
             words,
@@ -235,8 +248,14 @@ pub(super) async fn limits(command: LimitsCommand, at: At) -> Result<Exit, Failu
             let scope = match scope {
                 LimitScope::Target => Scope::Target,
                 LimitScope::App => Scope::App,
+                LimitScope::Shared => Scope::Shared,
             };
-            let command = Command::Rate(Subject::new(scope, name), parse_rate(&rate)?);
+            let kind = match (daily, sender) {
+                (true, _) => LimitKind::Daily,
+                (false, true) => LimitKind::Sender,
+                (false, false) => LimitKind::Main,
+            };
+            let command = Command::Rate(Subject::new(scope, name), kind, parse_rate(&rate)?);
             tell(&access, command, &words, expiry.expires_in).await
         }
     }
@@ -380,19 +399,43 @@ fn show_limits(limits: &[LimitView], as_json: bool) -> Result<Exit, Failure> {
             let configured = rate_text(limit.configured, false);
             let live = limit.live.as_ref();
             let until = live.and_then(|live| live.until_ms).map(rfc3339);
+            let rate = rate_text(limit.limit(), live.is_some());
             vec![
                 limit.subject.scope.as_str().to_owned(),
                 limit.subject.name.clone(),
-                rate_text(limit.limit(), live.is_some()),
+                match limit.kind {
+                    LimitKind::Main => String::new(),
+                    LimitKind::Daily => "a day".to_owned(),
+                    LimitKind::Sender => "each sender".to_owned(),
+                },
+                match limit.adapted {
+                    Some(adapted) => format!("adapted: {} of {rate}", adapted.short()),
+                    None => rate,
+                },
+                limit.booked.map(share).unwrap_or_default(),
                 configured,
                 until.unwrap_or_default(),
                 live.map(ToString::to_string).unwrap_or_default(),
             ]
         })
         .collect();
-    let headings = ["SCOPE", "NAME", "LIMIT", "CONFIGURED", "UNTIL", "WHY"];
+    let headings = [
+        "SCOPE",
+        "NAME",
+        "KIND",
+        "LIMIT",
+        "BOOKED",
+        "CONFIGURED",
+        "UNTIL",
+        "WHY",
+    ];
     output::table(&headings, &rows)?;
     Ok(Exit::Ok)
+}
+
+/// The booked share of a burst: `0 %` is idle, `100 %` and more has calls waiting.
+fn share(booked: f64) -> String {
+    format!("{:.0} %", (booked * 100.0).max(0.0))
 }
 
 fn rate_text(rate: Option<Rate>, live: bool) -> String {

@@ -18,6 +18,7 @@ use crate::domain::accounts::{Accounts, ByOutcome as _};
 use crate::domain::directive::{Scope, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::job;
+use crate::domain::job_limits::LimitKind;
 use crate::domain::letters::{moment, not_a_moment};
 use crate::domain::outcome::Outcome;
 use crate::exit::{Exit, Failure, OrExit as _};
@@ -305,7 +306,8 @@ pub(super) async fn run(command: JobCommand, at: At) -> Result<Exit, Failure> {
             expiry,
             words,
         } => {
-            let command = Command::Rate(subject(name.id(&access).await?), parse_rate(&rate)?);
+            let job = subject(name.id(&access).await?);
+            let command = Command::Rate(job, LimitKind::Main, parse_rate(&rate)?);
             tell(&access, command, &words, expiry.expires_in).await
         }
         JobCommand::Verify(args) => verify(&access, &args).await,
@@ -435,6 +437,9 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
     }
     if let Some(rate) = &job.rate {
         output::line(format!("own limit      {rate}"))?;
+    }
+    if let Some(at) = job.pace_until_ms {
+        output::line(format!("spread until   {}", when::both(at)))?;
     }
     if let Some(fallback) = &job.fallback {
         let reached = grouped(job.sent_by_fallback);

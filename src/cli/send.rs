@@ -134,6 +134,13 @@ pub(super) struct SendArgs {
     /// Time zone of the hours, such as Asia/Shanghai [default: UTC]
     #[arg(long, value_name = "ZONE", requires = "window")]
     timezone: Option<String>,
+    /// Value in the `vars` of the recipients that names the time zone of each; --timezone applies to
+    /// those without one
+    #[arg(long, value_name = "NAME", requires = "window")]
+    timezone_var: Option<String>,
+    /// Spread the recipients evenly until this RFC 3339 time, or over this long, such as 2h
+    #[arg(long, value_name = "TIME", value_parser = when::to_come)]
+    pace_until: Option<String>,
     /// Category of the message, such as marketing, whose frequency cap applies; the app's
     /// configuration names its categories
     #[arg(long)]

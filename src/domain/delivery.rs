@@ -163,6 +163,9 @@ pub struct Delivery {
     unrecorded: Unrecorded,
     /// Entries that are not recipients of this delivery and that no earlier one finished.
     missing: u32,
+    /// Recipients that wait for their own sending hours, and when the first of these begin.
+    put_off: usize,
+    opens_ms: Option<u64>,
 }
 
 impl Delivery {
@@ -198,6 +201,8 @@ impl Delivery {
                 .saturating_sub(here),
             unrecorded: slice.unrecorded.clone(),
             ended,
+            put_off: 0,
+            opens_ms: None,
         }
     }
 
@@ -238,6 +243,42 @@ impl Delivery {
     /// reports them instead of counting them as repeats.
     pub fn missing(&self) -> u32 {
         self.missing
+    }
+
+    // --- Own sending hours -------------------------------------------------------------------
+
+    /// Leaves recipients that are outside of their own sending hours for a later delivery, before
+    /// anything is claimed. `opens`: when the hours of a recipient begin, unless it is within them. A
+    /// call in doubt keeps its recipients, so all of them wait.
+    pub fn put_off(&mut self, opens: impl Fn(usize) -> Option<u64>) {
+        for call in std::mem::take(&mut self.todo) {
+            let in_doubt = call.clone().any(|index| self.doubts.contains_key(&index));
+            let latest = call.clone().filter_map(&opens).max();
+            let Some(latest) = latest else {
+                self.todo.push_back(call);
+                continue;
+            };
+            let (closed, open): (Vec<_>, Vec<_>) =
+                call.partition(|index| in_doubt || opens(*index).is_some());
+            let first = closed.iter().filter_map(|index| opens(*index)).min();
+            let opens_ms = if in_doubt { Some(latest) } else { first };
+            let earliest = [self.opens_ms, opens_ms].into_iter().flatten().min();
+            self.opens_ms = earliest;
+            self.put_off += closed.len();
+            self.leave(closed);
+            self.todo.extend(contiguous(&open));
+        }
+    }
+
+    /// If all that are left wait for their own sending hours, so does the remainder. Otherwise it
+    /// returns for the others.
+    pub fn wait_for_hours(&mut self, now_ms: u64) {
+        let left = self.count(Place::Left) + self.waiting();
+        if let Some(opens_ms) = self.opens_ms
+            && left == self.put_off
+        {
+            self.delay = Duration::from_millis(opens_ms.saturating_sub(now_ms));
+        }
     }
 
     // --- Claim -------------------------------------------------------------------------------
@@ -725,7 +766,7 @@ impl Delivery {
         Slice {
             v: match for_fallback.is_empty() {
                 true => Slice::version(&slice.head, &unrecorded),
-                false => SLICE_VERSION_FALLBACK,
+                false => SLICE_VERSION_FALLBACK.max(Slice::version(&slice.head, &unrecorded)),
             },
             head: std::sync::Arc::clone(&slice.head),
             id: slice.id.clone(),
@@ -837,4 +878,4 @@ fn contiguous(positions: &[usize]) -> Vec<Range<usize>> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

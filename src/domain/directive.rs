@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantArray};
 
 use super::adapt::Climb;
+use super::job_limits::{LimitKind, LimitOf, Rates};
 use super::lane::Priority;
 use super::limits::Rate;
 use super::moment;
@@ -43,6 +44,8 @@ pub enum Scope {
     Target,
     App,
     Job,
+    /// A limit that several targets have together. It has directives about its rate alone.
+    Shared,
 }
 
 impl Scope {
@@ -53,7 +56,7 @@ impl Scope {
     }
 }
 
-/// One target, app or job. A job is named by its id.
+/// One target, app, job or shared limit. A job is named by its id.
 #[derive(
     Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
@@ -87,6 +90,10 @@ pub enum Action {
     Cancel,
     /// This rate replaces the configured one.
     Rate { rate: Rate },
+    /// It replaces the second limit of a target or an app, a day.
+    DailyRate { rate: Rate },
+    /// It replaces the limit of each sender of a target.
+    SenderRate { rate: Rate },
     /// The target of the job answered with a configuration fault. Nothing is sent until the
     /// directive ends, and no recipient fails because of the fault. For jobs only, and set by
     /// workers.
@@ -127,11 +134,32 @@ pub enum Action {
 }
 
 impl Action {
+    /// The action that sets a limit.
+    pub fn limit(kind: LimitKind, rate: Rate) -> Self {
+        match kind {
+            LimitKind::Main => Self::Rate { rate },
+            LimitKind::Daily => Self::DailyRate { rate },
+            LimitKind::Sender => Self::SenderRate { rate },
+        }
+    }
+
+    /// The rate that it sets.
+    pub fn rate(&self) -> Option<Rate> {
+        match self {
+            Self::Rate { rate } | Self::DailyRate { rate } | Self::SenderRate { rate } => {
+                Some(*rate)
+            }
+            _ => None,
+        }
+    }
+
     pub fn kind(&self) -> Kind {
         match self {
             Self::Pause => Kind::Pause,
             Self::Cancel => Kind::Cancel,
             Self::Rate { .. } => Kind::Rate,
+            Self::DailyRate { .. } => Kind::DailyRate,
+            Self::SenderRate { .. } => Kind::SenderRate,
             Self::Park { .. } => Kind::Park,
             Self::Adapt { .. } => Kind::Adapt,
             Self::Priority { .. } => Kind::Priority,
@@ -149,6 +177,8 @@ pub enum Kind {
     Pause,
     Cancel,
     Rate,
+    DailyRate,
+    SenderRate,
     Park,
     Adapt,
     Priority,
@@ -208,6 +238,8 @@ impl fmt::Display for Action {
             Self::Pause => f.write_str("paused"),
             Self::Cancel => f.write_str("cancelled"),
             Self::Rate { rate } => write!(f, "rate set to {rate}"),
+            Self::DailyRate { rate } => write!(f, "daily limit set to {rate}"),
+            Self::SenderRate { rate } => write!(f, "limit of each sender set to {rate}"),
             Self::Park { .. } => f.write_str("parked"),
             Self::Adapt { .. } => f.write_str("limit adapted"),
             Self::Priority { priority } => write!(f, "priority set to {}", priority.as_str()),
@@ -242,8 +274,8 @@ impl fmt::Display for Directive {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SliceControl {
     pub go: Go,
-    /// Rates that replace the configured ones, for the target, the app and the job.
-    pub rates: [Option<Rate>; 3],
+    /// Rates that replace the configured ones.
+    pub rates: Rates,
     /// The part of the target's limit that applies, if not all of it does.
     pub adapted: Option<Climb>,
     /// Replaces the priority of the job.
@@ -255,6 +287,12 @@ pub struct SliceControl {
 }
 
 impl SliceControl {
+    fn set(&mut self, scope: Scope, kind: LimitKind, rate: Rate) {
+        if let Some(limit) = LimitOf::new(scope, kind) {
+            self.rates[limit] = Some(rate);
+        }
+    }
+
     /// When the job of a slice starts, and when it expires.
     pub fn times(&self, head: &Head) -> (Option<u64>, Option<u64>) {
         (
@@ -278,7 +316,7 @@ pub enum Go {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Board {
     /// By the name of the subject, one map per scope.
-    directives: [HashMap<String, Vec<Directive>>; 3],
+    directives: [HashMap<String, Vec<Directive>>; Scope::ALL.len()],
     /// The last time a job was cancelled.
     cancelled_ms: Option<u64>,
     /// The deadlines that operators set.
@@ -363,22 +401,24 @@ impl Board {
         }
     }
 
+    /// The rate that was set for a subject.
+    pub fn rate_set(&self, limit: LimitOf, name: &str, now_ms: u64) -> Option<Rate> {
+        let (scope, kind) = limit.subject();
+        let set = self.find(scope, name, kind.directive(), now_ms)?;
+        set.action.rate()
+    }
+
     /// The rate that applies to a subject: the one that was set, or else the configured one, or
     /// the part of it that a target has left.
     pub fn rate(
         &self,
-        scope: Scope,
+        limit: LimitOf,
         name: &str,
         configured: Option<Rate>,
         now_ms: u64,
     ) -> Option<Rate> {
-        let set = self.find(scope, name, Kind::Rate, now_ms);
-        let set = set.and_then(|it| match it.action {
-            Action::Rate { rate } => Some(rate),
-            _ => None,
-        });
-        let rate = set.or(configured)?;
-        let climb = (scope == Scope::Target).then(|| self.adapted(name, now_ms));
+        let rate = self.rate_set(limit, name, now_ms).or(configured)?;
+        let climb = (limit == LimitOf::Target).then(|| self.adapted(name, now_ms));
         Some(match climb.flatten() {
             Some(climb) => climb.rate(rate, now_ms),
             None => rate,
@@ -417,12 +457,14 @@ impl Board {
         let mut control = SliceControl::default();
         let mut pauses = Pauses::default();
         let mut cancelled = false;
-        for (index, (scope, name)) in Scope::ALL.iter().copied().zip(names).enumerate() {
+        for (scope, name) in Scope::ALL.iter().copied().zip(names) {
             for directive in self.about(scope, name, now_ms) {
                 match &directive.action {
                     Action::Pause | Action::Park { .. } => pauses.add(directive),
                     Action::Cancel => cancelled = true,
-                    Action::Rate { rate } => control.rates[index] = Some(*rate),
+                    Action::Rate { rate } => control.set(scope, LimitKind::Main, *rate),
+                    Action::DailyRate { rate } => control.set(scope, LimitKind::Daily, *rate),
+                    Action::SenderRate { rate } => control.set(scope, LimitKind::Sender, *rate),
                     Action::Adapt { climb } => control.adapted = Some(*climb),
                     Action::Priority { priority } => control.priority = Some(*priority),
                     Action::Schedule { not_before_ms } => {
@@ -594,8 +636,46 @@ mod tests {
             directive(Scope::Target, "im", rate("20/s per call")),
         ];
         let rates = control(&directives, NOW).rates;
-        assert_eq!(rates[0], Some("20/s per call".parse().unwrap()));
-        assert_eq!((rates[1], rates[2]), (None, Some("10/s".parse().unwrap())));
+        assert_eq!(rates[LimitOf::Target], "20/s per call".parse().ok());
+        assert_eq!(rates[LimitOf::App], None);
+        assert_eq!(rates[LimitOf::Job], "10/s".parse().ok());
+    }
+
+    #[test]
+    fn each_limit_of_a_subject_has_a_rate_of_its_own() {
+        let text = |text: &str| text.parse::<Rate>().unwrap();
+        let of =
+            |scope, name, kind, rate: &str| directive(scope, name, Action::limit(kind, text(rate)));
+        let directives = [
+            of(Scope::Target, "im", LimitKind::Main, "1/s"),
+            of(Scope::Target, "im", LimitKind::Daily, "2/day"),
+            of(Scope::Target, "im", LimitKind::Sender, "3/s"),
+            of(Scope::App, "shop", LimitKind::Daily, "4/day"),
+            of(Scope::Shared, "cloud", LimitKind::Main, "5/s"),
+            // There is no such limit.
+            of(Scope::Job, "j1", LimitKind::Sender, "6/s"),
+        ];
+        let rates = control(&directives, NOW).rates;
+        let set: Vec<_> = rates
+            .all()
+            .map(|(limit, rate)| (limit, rate.units))
+            .collect();
+        let expected = [
+            (LimitOf::Target, 1),
+            (LimitOf::TargetDaily, 2),
+            (LimitOf::AppDaily, 4),
+            (LimitOf::Sender, 3),
+        ];
+        assert_eq!(set, expected);
+        let board = Board::new(directives.iter().cloned());
+        let shared = board.rate(LimitOf::Shared, "cloud", Some(text("9/s")), NOW);
+        assert_eq!(shared, Some(text("5/s")));
+        let other = board.rate(LimitOf::Shared, "other", Some(text("9/s")), NOW);
+        assert_eq!(other, Some(text("9/s")));
+        for directive in directives {
+            let json = serde_json::to_string(&directive).unwrap();
+            assert_eq!(serde_json::from_str::<Directive>(&json).unwrap(), directive);
+        }
     }
 
     #[test]
@@ -604,17 +684,17 @@ mod tests {
         let adapted = directive(Scope::Target, "im", Action::Adapt { climb });
         let set = directive(Scope::Target, "im", rate("100/s"));
         let configured = "1000/s".parse().ok();
-        let of = |directives: &[Directive], scope| {
+        let of = |directives: &[Directive], limit| {
             let board = Board::new(directives.iter().cloned());
-            let rate = board.rate(scope, "im", configured, NOW);
+            let rate = board.rate(limit, "im", configured, NOW);
             rate.map(|rate| rate.to_string())
         };
         let is = |text: &str| Some(text.to_owned());
-        assert_eq!(of(&[], Scope::Target), is("1000/s burst 200"));
+        assert_eq!(of(&[], LimitOf::Target), is("1000/s burst 200"));
         let both = [adapted.clone(), set];
-        assert_eq!(of(&both[..1], Scope::Target), is("500/s burst 100"));
-        assert_eq!(of(&both, Scope::Target), is("50/s burst 10"));
-        assert_eq!(of(&both, Scope::App), is("1000/s burst 200"));
+        assert_eq!(of(&both[..1], LimitOf::Target), is("500/s burst 100"));
+        assert_eq!(of(&both, LimitOf::Target), is("50/s burst 10"));
+        assert_eq!(of(&both, LimitOf::App), is("1000/s burst 200"));
         assert_eq!(control(&both, NOW).adapted, Some(climb));
         let json = serde_json::to_string(&adapted).unwrap();
         let read: Directive = serde_json::from_str(&json).unwrap();

@@ -105,7 +105,7 @@ impl Slice {
             class: self.lane.class,
         };
         Some(Self {
-            v: SLICE_VERSION_FALLBACK,
+            v: SLICE_VERSION_FALLBACK.max(Slice::version(&head, &self.unrecorded)),
             lane,
             remarks: self.for_fallback.remarks.clone(),
             ..self.with_refused(Arc::new(head))

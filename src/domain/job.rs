@@ -25,8 +25,14 @@ use super::fields::{Fields, Problem, Problems};
 use super::ids::JobId;
 use super::lane::Priority;
 use super::mapping::Strictness;
+use super::own_hours::UnknownZones;
 use super::slice::{Head, Together};
 use super::text;
+
+/// Longest name of the value that holds the time zone of a recipient, in bytes.
+const TIMEZONE_VAR_BYTES_MAX: usize = 64;
+/// The longest time over which a job may be spread.
+const PACE_DAYS_MAX: u64 = 366;
 
 /// Whether a message that no recipient of this part can have is wrong for the whole job: the part is
 /// the whole list, or the first part of a list that is sent to together or not at all.
@@ -114,13 +120,35 @@ impl<'a> Job<'a> {
         self.audience.for_each(each);
     }
 
-    /// Returns a problem if the job has expired: no recipient would get it. The check is for new
-    /// jobs; a job that was accepted in time ends as expired.
+    /// Returns a problem if the job has expired, so that no recipient would get it, or if there is no
+    /// time left to spread its recipients over. The check is for new jobs: of one that was accepted
+    /// in time, the rest ends as expired, or is sent without a pace.
     pub fn too_late(&self, now_ms: u64) -> Option<Problem> {
-        let at = self.head.expires_at_ms.filter(|at| *at <= now_ms)?;
-        let at = Timestamp::from_millisecond(at.cast_signed()).unwrap_or_default();
-        let what = format!("{at} has passed: no recipient would get the message");
-        Some(Problem::new("expires_at", what))
+        let passed = |at: Option<u64>| at.filter(|at| *at <= now_ms);
+        let time = |at: u64| Timestamp::from_millisecond(at.cast_signed()).unwrap_or_default();
+        if let Some(at) = passed(self.head.expires_at_ms) {
+            let what = format!(
+                "{} has passed: no recipient would get the message",
+                time(at)
+            );
+            return Some(Problem::new("expires_at", what));
+        }
+        let at = passed(self.head.pace_until_ms)?;
+        let what = format!(
+            "{} has passed: there is no time left to spread the recipients over; leave it out",
+            time(at)
+        );
+        Some(Problem::new("pace_until", what))
+    }
+
+    /// The recipients that bring a time zone which is not known, for a job with the hours of its
+    /// recipients.
+    pub fn unknown_zones(&self) -> UnknownZones<'_> {
+        let mut unknown = UnknownZones::new(self.head.window.as_ref());
+        if unknown.may_be() {
+            self.for_each_recipient(|recipient| unknown.note(recipient.vars));
+        }
+        unknown
     }
 
     /// Whether the audience is all users of the target instead of a list.

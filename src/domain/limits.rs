@@ -12,8 +12,6 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::directive::Scope;
-
 /// The thing that one unit of a rate counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cost {
@@ -35,6 +33,9 @@ pub enum LimitScope {
     Sender,
     /// Several targets together.
     Shared,
+    /// A job that is spread over a time (`domain::spread`). It has one limiter, however its rate
+    /// changes.
+    Pace,
 }
 
 impl LimitScope {
@@ -48,25 +49,20 @@ impl LimitScope {
     pub fn is_of_lane(self) -> bool {
         match self {
             Self::Target | Self::Shared => true,
-            Self::App | Self::Job | Self::Sender => false,
+            Self::App | Self::Job | Self::Sender | Self::Pace => false,
         }
+    }
+
+    /// Whether a limit whose rate changes starts clean.
+    pub fn starts_clean(self) -> bool {
+        self != Self::Pace
     }
 
     /// The thing that its units count, unless the rate says it.
     pub fn usual_cost(self) -> Cost {
         match self {
             Self::Target | Self::Shared => Cost::PerCall,
-            Self::App | Self::Job | Self::Sender => Cost::PerRecipient,
-        }
-    }
-}
-
-impl From<Scope> for LimitScope {
-    fn from(scope: Scope) -> Self {
-        match scope {
-            Scope::Target => Self::Target,
-            Scope::App => Self::App,
-            Scope::Job => Self::Job,
+            Self::App | Self::Job | Self::Sender | Self::Pace => Cost::PerRecipient,
         }
     }
 }
@@ -103,6 +99,21 @@ pub struct Rate {
 }
 
 impl Rate {
+    /// So many units over this time, whatever it is. Other rates count by the second, the minute, the
+    /// hour or the day, and only they can be written as a text.
+    pub fn spread(units: u32, period: Duration, cost: Cost) -> Self {
+        let rate = Self {
+            units: units.max(1),
+            period,
+            burst: 1,
+            cost: Some(cost),
+        };
+        Self {
+            burst: rate.burst_by_default(),
+            ..rate
+        }
+    }
+
     /// A fifth of a second's units: an idle limiter cannot release a whole second at once.
     fn burst_by_default(&self) -> u32 {
         ((self.per_second() * 0.2) as u32).max(1)

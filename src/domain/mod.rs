@@ -37,6 +37,8 @@ pub mod frequency_cap;
 pub mod ids;
 /// Reads a job as producers publish it, or reports all its problems.
 pub mod job;
+/// The limits that apply to a job.
+pub mod job_limits;
 /// Lanes: the queues of one target, by class.
 pub mod lane;
 /// The address of the ledger: one Redis, Sentinels, or a cluster.
@@ -56,6 +58,8 @@ pub mod moment;
 pub mod notice;
 /// What a call returned, what that means for a recipient, and what to do next.
 pub mod outcome;
+/// The sending hours of recipients in zones of their own.
+pub mod own_hours;
 /// The speed of a job, from what its ledger remembers.
 pub mod pace;
 /// The rule that cuts lists into messages and slices.
@@ -78,6 +82,8 @@ pub mod retry;
 pub mod schedule;
 /// Slices: the unit on the lanes and of ack, and how an audience is cut into them.
 pub mod slice;
+/// Spreads the recipients of a job evenly over a time.
+pub mod spread;
 /// Writes and reads CSV cells so that a spreadsheet takes them for texts only.
 pub mod spreadsheet;
 /// Stored messages: what may be stored, and a job with a stored message inserted.

@@ -23,7 +23,11 @@ use super::placeholders::as_it_stands;
 use super::window::Window;
 
 /// Version of the slice format. A worker that meets a higher one leaves the slice to newer workers.
-pub const SLICE_VERSION: u32 = 3;
+pub const SLICE_VERSION: u32 = 4;
+
+/// Version of a slice whose recipients have sending hours of their own, or whose job is spread over a
+/// time: an older worker would send to them at once.
+pub(super) const SLICE_VERSION_TIMES: u32 = 4;
 
 /// Version of a slice whose job has a category: an older worker would not heed its frequency cap.
 const SLICE_VERSION_CATEGORY: u32 = 3;
@@ -67,6 +71,9 @@ pub struct Head {
     /// The sending hours of the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
+    /// Its recipients are spread evenly over the time until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pace_until_ms: Option<u64>,
     /// The category of the message, whose frequency cap applies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub category: Option<String>,
@@ -321,7 +328,9 @@ pub struct Together {
 impl Slice {
     /// The lowest version whose workers can deliver such a slice.
     pub fn version(head: &Head, unrecorded: &Unrecorded) -> u32 {
-        if head.fell_from.is_some() {
+        if head.has_own_times() {
+            SLICE_VERSION_TIMES
+        } else if head.fell_from.is_some() {
             SLICE_VERSION_FALLBACK
         } else if head.category.is_some() {
             SLICE_VERSION_CATEGORY
@@ -425,6 +434,12 @@ impl<R: AsRef<str>> Cutter<R> {
 }
 
 impl Head {
+    /// Whether it has times that an older worker does not know.
+    pub(super) fn has_own_times(&self) -> bool {
+        let own_zones = |window: &Window| window.zone_var().is_some();
+        self.pace_until_ms.is_some() || self.window.as_ref().is_some_and(own_zones)
+    }
+
     /// The message in the form in which a job carries it.
     pub fn message(&self) -> MessageDocument {
         let message = MessageDocument {

@@ -366,7 +366,7 @@ impl<W> Throttle<W> {
             if !pool.late_until.is_zero() && now < pool.late_until + HELD_UP {
                 let names = match limit.scope {
                     LimitScope::App => &mut held_up.apps,
-                    LimitScope::Job => &mut held_up.jobs,
+                    LimitScope::Job | LimitScope::Pace => &mut held_up.jobs,
                     LimitScope::Target | LimitScope::Shared | LimitScope::Sender => continue,
                 };
                 names.insert(limit.name.clone());

@@ -13,7 +13,7 @@ use super::ids::JobId;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Waking {
     /// By scope.
-    names: [HashSet<String>; 3],
+    names: [HashSet<String>; Scope::ALL.len()],
 }
 
 /// What a slice says of the subjects that it belongs to.
@@ -53,15 +53,23 @@ impl Waking {
         let came = after.all(now_ms).filter(is_new);
         let came = came.filter(|it| match it.action {
             Action::Cancel | Action::Schedule { .. } | Action::Deadline { .. } => true,
-            // The limit of a target holds its slices on their lane.
-            Action::Rate { .. } => it.subject.scope != Scope::Target,
+            // The limits of targets hold their slices on their lanes.
+            Action::Rate { .. } | Action::DailyRate { .. } => {
+                !matches!(it.subject.scope, Scope::Target | Scope::Shared)
+            }
+            Action::SenderRate { .. } => true,
             _ => false,
         });
         let went = before.all(now_ms).filter(ended);
         let went = went.filter(|it| {
             matches!(
                 it.action.kind(),
-                Kind::Pause | Kind::Park | Kind::Rate | Kind::Schedule
+                Kind::Pause
+                    | Kind::Park
+                    | Kind::Rate
+                    | Kind::DailyRate
+                    | Kind::SenderRate
+                    | Kind::Schedule
             )
         });
         let mut waking = Self::default();
@@ -90,7 +98,7 @@ impl Waking {
         let Ok(Waiting { head }) = serde_json::from_slice::<Waiting<'_>>(body) else {
             return false;
         };
-        let [targets, apps, jobs] = &self.names;
+        let [targets, apps, jobs, _] = &self.names;
         jobs.contains(&*head.id) || apps.contains(&*head.app) || targets.contains(&*head.target)
     }
 }

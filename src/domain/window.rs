@@ -3,6 +3,9 @@
 //! The hours are those of the wall clock. Where clocks change, an hour that comes twice is within
 //! the hours twice, and hours that begin at a time that does not exist begin when the clock has
 //! passed it.
+//!
+//! A window may take the zone of each recipient from a value that the recipient brings. Its own zone
+//! then applies to recipients that bring none (`own_hours`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,7 +24,15 @@ pub struct Window {
     zone: TimeZone,
     /// The name of the zone, as it was given.
     zone_name: String,
+    /// The value of a recipient that names its own zone.
+    zone_var: Option<String>,
 }
+
+/// Before the name of the value that holds the zone of a recipient, in the text of a window.
+const VARS: &str = "vars.";
+
+/// Between that name and the zone for all others.
+const OR: &str = " or ";
 
 /// Why texts are no sending hours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +61,31 @@ impl Window {
             until,
             zone: known,
             zone_name: zone.to_owned(),
+            zone_var: None,
+        })
+    }
+
+    /// The same hours in the zone that the value `var` of a recipient names, if it names one.
+    pub fn with_zone_var(self, var: Option<String>) -> Self {
+        Self {
+            zone_var: var,
+            ..self
+        }
+    }
+
+    /// The value of a recipient that names its own zone.
+    pub fn zone_var(&self) -> Option<&str> {
+        self.zone_var.as_deref()
+    }
+
+    /// The same hours in another zone; `None` if there is no such zone.
+    pub fn in_zone(&self, zone: &str) -> Option<Self> {
+        let known = TimeZone::get(zone).ok()?;
+        Some(Self {
+            zone: known,
+            zone_name: zone.to_owned(),
+            zone_var: None,
+            ..*self
         })
     }
 
@@ -75,27 +111,39 @@ impl Window {
 
     /// When the window opens, in milliseconds since 1970; `None` if it is open now.
     pub fn opens_ms(&self, now_ms: u64) -> Option<u64> {
+        self.changes_ms(now_ms, true)
+    }
+
+    /// When the window closes; `None` if it is closed now.
+    pub fn closes_ms(&self, now_ms: u64) -> Option<u64> {
+        self.changes_ms(now_ms, false)
+    }
+
+    /// When it is next open, or next closed; `None` if it is so now.
+    fn changes_ms(&self, now_ms: u64, open: bool) -> Option<u64> {
         let now = Timestamp::from_millisecond(i64::try_from(now_ms).ok()?).ok()?;
         let here = now.to_zoned(self.zone.clone());
-        if self.contains(here.time()) {
+        if self.contains(here.time()) == open {
             return None;
         }
-        let openings = [0, 1, 2].into_iter().flat_map(|days| {
+        let time = if open { self.from } else { self.until };
+        let by_clock = [0, 1, 2].into_iter().flat_map(|days| {
             let date = here.date().checked_add(days.days()).ok();
-            let at = date.map(|date| date.to_datetime(self.from));
+            let at = date.map(|date| date.to_datetime(time));
             let moment = at.map(|at| self.zone.to_ambiguous_timestamp(at));
             // Two moments where the clock shows this time twice, or not at all.
             let earlier = moment.and_then(|it| it.earlier().ok());
             [earlier, moment.and_then(|it| it.later().ok())]
         });
-        // A clock that changes may jump into the hours.
-        let changes = self.zone.following(now).map(|change| change.timestamp());
+        // A clock that changes may jump into the hours, or out of them.
+        let jumps = self.zone.following(now).map(|change| change.timestamp());
         let soon = now.checked_add(48.hours()).ok()?;
-        let changes = changes.take_while(|change| *change <= soon);
-        let opens = |moment: &Timestamp| {
-            *moment > now && self.contains(moment.to_zoned(self.zone.clone()).time())
+        let jumps = jumps.take_while(|jump| *jump <= soon);
+        let changes = |moment: &Timestamp| {
+            let then = moment.to_zoned(self.zone.clone()).time();
+            *moment > now && self.contains(then) == open
         };
-        let next = openings.flatten().chain(changes).filter(opens).min()?;
+        let next = by_clock.flatten().chain(jumps).filter(changes).min()?;
         u64::try_from(next.as_millisecond()).ok()
     }
 }
@@ -114,10 +162,14 @@ fn time(text: &str) -> Option<Time> {
     }
 }
 
-/// `09:00-21:00 Asia/Shanghai`
+/// `09:00-21:00 Asia/Shanghai`, or `09:00-21:00 vars.tz or Asia/Shanghai`
 impl fmt::Display for Window {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.hours(), self.zone_name)
+        let (hours, zone) = (self.hours(), &self.zone_name);
+        match &self.zone_var {
+            Some(var) => write!(f, "{hours} {VARS}{var}{OR}{zone}"),
+            None => write!(f, "{hours} {zone}"),
+        }
     }
 }
 
@@ -126,7 +178,11 @@ impl FromStr for Window {
 
     fn from_str(text: &str) -> Result<Self, NoWindow> {
         let (hours, zone) = text.split_once(' ').unwrap_or((text, Self::ZONE));
-        Self::new(hours, zone)
+        let named = zone
+            .strip_prefix(VARS)
+            .and_then(|names| names.rsplit_once(OR));
+        let (var, zone) = named.map_or((None, zone), |(var, zone)| (Some(var), zone));
+        Ok(Self::new(hours, zone)?.with_zone_var(var.map(ToOwned::to_owned)))
     }
 }
 
@@ -233,13 +289,20 @@ mod tests {
             let json = serde_json::to_string(&window).unwrap();
             assert_eq!(json, format!("\"{hours} Asia/Shanghai\""));
             assert_eq!(serde_json::from_str::<Window>(&json).unwrap(), window);
+            for var in ["tz", "zone or other", "vars.x"] {
+                let own = window.clone().with_zone_var(Some(var.to_owned()));
+                let text = own.to_string();
+                assert_eq!(text, format!("{hours} vars.{var} or Asia/Shanghai"));
+                assert_eq!(text.parse::<Window>().unwrap(), own);
+            }
         }
     }
 
     proptest! {
-        /// A window opens at the first minute at which its clock is within the hours.
+        /// A window opens at the first minute at which its clock is within the hours, and closes at
+        /// the first one at which it is not.
         #[test]
-        fn a_window_opens_at_the_first_minute_within_its_hours(
+        fn a_window_opens_and_closes_at_the_first_minute(
             zone in prop::sample::select(vec![
                 "UTC", "Asia/Shanghai", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe",
                 "Asia/Kathmandu", "America/Sao_Paulo",
@@ -254,8 +317,11 @@ mod tests {
                 let time = Timestamp::from_millisecond(ms as i64).unwrap();
                 window.contains(time.to_zoned(window.zone.clone()).time())
             };
-            let first = (0..3 * 1440).map(|minutes| now + minutes * 60_000).find(|ms| open(*ms));
+            let minutes = || (0..3 * 1440).map(|minutes| now + minutes * 60_000);
+            let first = minutes().find(|ms| open(*ms));
             prop_assert_eq!(window.opens_ms(now).unwrap_or(now), first.unwrap());
+            let last = minutes().find(|ms| !open(*ms));
+            prop_assert_eq!(window.closes_ms(now).unwrap_or(now), last.unwrap());
         }
     }
 }

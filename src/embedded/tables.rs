@@ -513,7 +513,11 @@ pub(super) struct JobRow {
     pub(super) progress_at_ms: Option<u64>,
     pub(super) completed_at_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) sender: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) window: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) pace_until_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) category: Option<String>,
     #[serde(default)]

@@ -21,6 +21,7 @@ use crate::clock::now_ms;
 use crate::domain::directive::{Scope, Subject};
 use crate::domain::fields::{Fields, Problem};
 use crate::domain::ids::JobId;
+use crate::domain::job_limits::LimitKind;
 use crate::domain::lane::Priority;
 use crate::domain::limits::Rate;
 use crate::domain::schedule::parse_duration;
@@ -94,7 +95,7 @@ async fn job<B: Broker, S: Store, T: Transport>(
             "schedule" => Command::Schedule(id, order.not_before()?),
             "deadline" => Command::Deadline(id, order.expires_at()?),
             "repair" => Command::Repair(id),
-            _ => Command::Rate(subject, order.rate()?),
+            _ => Command::Rate(subject, LimitKind::Main, order.rate()?),
         })
     })
     .await
@@ -138,8 +139,8 @@ async fn target<B: Broker, S: Store, T: Transport>(
     .await
 }
 
-/// `PUT /v1/limits` names its subject in the body:
-/// `{"scope": "app", "name": "shop", "rate": "50/s"}`.
+/// `PUT /v1/limits` names its subject in the body, and which of its limits is meant:
+/// `{"scope": "app", "name": "shop", "kind": "daily", "rate": "100000/day"}`.
 async fn limit<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     asker: Asker,
@@ -151,7 +152,7 @@ async fn limit<B: Broker, S: Store, T: Transport>(
         let subject = order
             .subject
             .ok_or_else(|| Problem::new("scope", "is missing, and so is name"))?;
-        Ok(Command::Rate(subject, rate))
+        Ok(Command::Rate(subject, order.kind, rate))
     })
     .await
 }
@@ -306,6 +307,7 @@ fn verb<'a>(last: &'a str, verbs: &[&str]) -> Result<(&'a str, &'a str), Refusal
 struct ControlRequest {
     note: DirectiveNote,
     subject: Option<Subject>,
+    kind: LimitKind,
     /// The rate in the body; `Some(None)` is the configured one.
     rate: Option<Option<Rate>>,
     priority: Option<Priority>,
@@ -379,7 +381,8 @@ impl ControlRequest {
             tag: fields.get("tag", "a text", problems),
         };
         let dry_run = fields.get("dry_run", "true or false", problems);
-        let scope = fields.get("scope", "target, app or job", problems);
+        let scope = fields.get("scope", "target, app, shared or job", problems);
+        let kind = fields.get("kind", "main, daily or sender", problems);
         let name: Option<String> = fields.get("name", "a text", problems);
         let rate = fields
             .get::<String>("rate", "a rate such as \"2000/s\"", problems)
@@ -398,6 +401,7 @@ impl ControlRequest {
         Self {
             note,
             subject: scope.zip(name).map(|(scope, name)| Subject { scope, name }),
+            kind: kind.unwrap_or_default(),
             rate,
             priority,
             not_before_ms,

@@ -46,6 +46,7 @@ pub(super) fn head() -> Head {
         expires_at_ms: None,
         rate: None,
         window: None,
+        pace_until_ms: None,
         category: None,
         on_uncertain: None,
         callback_url: None,

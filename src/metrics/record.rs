@@ -97,6 +97,10 @@ impl Metrics {
         self.jobs_inconsistent.inc();
     }
 
+    pub fn unknown_zones(&self, recipients: u64) {
+        self.unknown_zones.inc_by(recipients);
+    }
+
     pub fn entries_missing(&self, count: u32) {
         self.entries_missing.inc_by(count.into());
     }

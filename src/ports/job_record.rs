@@ -68,9 +68,21 @@ pub struct JobRecord {
     pub shape: Shape,
     /// Features that the target does not support and that the job goes on without.
     pub warnings: Vec<String>,
+    /// The sender that the job names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sender: Option<String>,
     /// The sending hours of the job with their time zone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<String>,
+    /// Its recipients are spread evenly over the time until then.
+    #[serde(
+        rename = "pace_until",
+        with = "moment::optional",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "Option<String>")]
+    pub pace_until_ms: Option<u64>,
     /// The category of its message, whose frequency cap applies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub category: Option<String>,

@@ -242,9 +242,12 @@ pub struct Submission {
     /// The recipients per slice that this worker prefers. The first acceptance of the submission
     /// decides, so that a list that is cut again is cut into the same slices.
     pub slice_recipients: u32,
-    /// From the first submission of the job, as its sending hours, its own limit and its start time.
+    /// From the first submission of the job, as its sender, its sending hours, its own limit and its
+    /// times.
     pub priority: Priority,
+    pub sender: Option<String>,
     pub window: Option<String>,
+    pub pace_until_ms: Option<u64>,
     pub category: Option<String>,
     pub rate: Option<String>,
     pub not_before_ms: Option<u64>,

@@ -35,9 +35,15 @@ pub trait Target: Send + Sync + 'static {
         RefusalKind::Other
     }
 
+    /// The sender of jobs that name none, where there is one.
+    fn own_sender(&self) -> Option<&str> {
+        None
+    }
+
     /// The sender of a job, the target's own if the job names none; empty where there is none.
     fn sender<'a>(&'a self, head: &'a Head) -> &'a str {
-        head.sender.as_deref().unwrap_or_default()
+        let named = head.sender.as_deref();
+        named.or(self.own_sender()).unwrap_or_default()
     }
 
     /// The sender of a job, where a configuration fault with this code may be its fault alone.

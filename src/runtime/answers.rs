@@ -18,6 +18,7 @@ use super::context::{Context, Met, TargetRuntime};
 use crate::clock::now_ms;
 use crate::domain::adapt::Climb;
 use crate::domain::directive::{Action, Board, Directive, Subject};
+use crate::domain::job_limits::LimitOf;
 use crate::domain::outcome::{Class, TargetAnswer};
 use crate::ports::{Park, ParkReason, Scope, Store};
 
@@ -119,7 +120,7 @@ impl<S: Store, T> Context<S, T> {
 /// has lowered it for the same cause.
 fn adapted(board: &Board, target: &TargetRuntime, park: &Park) -> Option<Directive> {
     let now = park.since_ms;
-    board.rate(Scope::Target, &target.name, target.limit, now)?;
+    board.rate(LimitOf::Target, &target.name, target.limit, now)?;
     let before = board.adapted(&target.name, now);
     if before.is_some_and(|climb| climb.from_ms > now) {
         return None;

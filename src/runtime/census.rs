@@ -140,7 +140,10 @@ impl Census<'_> {
         pending.oldest_ms = pending.oldest_ms.max(age);
         if state == OpenState::Running && !self.is_parked(record) {
             let moved_at = record.due_at_ms().max(record.progress_at_ms.unwrap_or(0));
-            let still = self.now_ms.saturating_sub(moved_at);
+            let still = match self.may_rest(record) {
+                true => 0,
+                false => self.now_ms.saturating_sub(moved_at),
+            };
             let longest = self.figures.standstill_ms.entry(record.target.clone());
             let longest = longest.or_default();
             *longest = (*longest).max(still);
@@ -170,7 +173,19 @@ impl Census<'_> {
         }
     }
 
-    /// Whether it is outside the sending hours of the job or its app.
+    /// Whether it may send nothing for long by intention: its recipients have sending hours of their
+    /// own, or it is spread over a time.
+    fn may_rest(&self, record: &JobRecord) -> bool {
+        let window: Option<Window> = record.window.as_deref().and_then(|it| it.parse().ok());
+        let own_hours = window.is_some_and(|window| window.zone_var().is_some());
+        own_hours
+            || record
+                .pace_until_ms
+                .is_some_and(|until| until > self.now_ms)
+    }
+
+    /// Whether it is outside the sending hours of the job or its app. Those of its recipients may be
+    /// others.
     fn is_closed(&self, record: &JobRecord) -> bool {
         let of_job = record.window.as_deref().and_then(|it| it.parse().ok());
         let of_app = self
@@ -178,7 +193,8 @@ impl Census<'_> {
             .get(&record.app)
             .and_then(|app| app.window.clone());
         let windows: [Option<Window>; 2] = [of_job, of_app];
-        let mut windows = windows.iter().flatten();
+        let of_all = |window: &&Window| window.zone_var().is_none();
+        let mut windows = windows.iter().flatten().filter(of_all);
         windows.any(|window| window.opens_ms(self.now_ms).is_some())
     }
 

@@ -18,6 +18,7 @@ use super::complete_lists::CompleteLists;
 use super::credential::Keyring;
 use super::health::{Admission, Health};
 use super::ledger_health::LedgerHealth;
+use super::paces::Paces;
 use super::pending::PendingRecipients;
 use super::standstills::TargetStandstills;
 use super::traces::Tracer;
@@ -176,6 +177,7 @@ pub struct Context<S, T> {
     pub(crate) complete: CompleteLists,
     pub(crate) backlog: Backlog,
     pub(crate) pending: PendingRecipients,
+    pub(crate) paces: Paces,
     /// The limits as this process alone keeps them, for an app that sends while the ledger is down.
     pub(crate) limits_here: Limits,
 }
@@ -263,6 +265,7 @@ impl<S: Store, T> Context<S, T> {
             complete: CompleteLists::default(),
             backlog: Backlog::default(),
             pending: PendingRecipients::default(),
+            paces: Paces::default(),
             limits_here: Limits::default(),
         }
     }

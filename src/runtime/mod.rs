@@ -18,6 +18,7 @@ pub(crate) mod credential;
 mod health;
 mod identify;
 pub(crate) mod ledger_health;
+mod paces;
 mod pending;
 mod standstills;
 mod tally;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::context::{Context, TargetRuntime};
 use crate::clock::now_ms;
+use crate::domain::job_limits::LimitOf;
 use crate::domain::limits::{Cost, Rate};
 use crate::domain::outcome::Outcome;
 use crate::domain::slice::Head;
@@ -36,9 +37,11 @@ impl<S: Store, T> Context<S, T> {
         for (name, target) in &self.targets {
             let per_call = target.target.profile().recipients_per_call;
             let rates = [
-                board.rate(Scope::Target, name, target.limit, now),
-                target.daily_limit,
-                target.shared_limit.as_ref().map(|shared| shared.rate),
+                board.rate(LimitOf::Target, name, target.limit, now),
+                board.rate(LimitOf::TargetDaily, name, target.daily_limit, now),
+                target.shared_limit.as_ref().and_then(|shared| {
+                    board.rate(LimitOf::Shared, &shared.name, Some(shared.rate), now)
+                }),
             ];
             if let Some(least) = least(rates, Cost::PerCall, per_call) {
                 limits.push((Scope::Target, &**name, least));
@@ -46,8 +49,8 @@ impl<S: Store, T> Context<S, T> {
         }
         for (name, app) in self.apps.iter().take(APPS_MAX) {
             let rates = [
-                board.rate(Scope::App, name, app.limit, now),
-                app.daily_limit,
+                board.rate(LimitOf::App, name, app.limit, now),
+                board.rate(LimitOf::AppDaily, name, app.daily_limit, now),
             ];
             if let Some(least) = least(rates, Cost::PerRecipient, 1) {
                 limits.push((Scope::App, &**name, least));

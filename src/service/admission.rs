@@ -177,6 +177,8 @@ pub fn examine_job(
         Some(_) => Fit::default(),
         None => fits(rules, head, for_all, job.strictness)?,
     };
+    let mut warnings = fit.warnings;
+    warnings.extend(job.unknown_zones().warning());
     Ok(Examined {
         stored,
         asked: Asked::of(job),
@@ -192,7 +194,7 @@ pub fn examine_job(
             true => "all".to_owned(),
             false => job.submission.clone(),
         },
-        warnings: fit.warnings,
+        warnings,
         not_before_ms: head.not_before_ms,
         expires_at_ms: head.expires_at_ms,
         tags: job.tags.clone(),

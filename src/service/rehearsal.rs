@@ -2,18 +2,22 @@
 //! would get it, how many recipients could not get it, and what sending it would take.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::value::RawValue;
 
 use super::admission::{Admission, Refused, Rules, resolve};
 use super::api::{Estimate, Preview};
-use super::control::Facts;
+use super::control::{Facts, LimitedJob, in_force};
 use crate::clock::now;
-use crate::domain::directive::{Board, Scope};
+use crate::domain::directive::Board;
 use crate::domain::job::Job;
-use crate::domain::limits::{Cost, Rate};
+use crate::domain::job_limits::LimitOf;
+use crate::domain::limits::{Cost, Weight};
+use crate::domain::moment;
 use crate::domain::personal::Personal;
 use crate::domain::slice::Head;
+use crate::domain::spread;
 use crate::ports::{Request, Target};
 
 /// Recipients for whom the message is shown.
@@ -144,7 +148,7 @@ impl Rehearsal {
         (calls, calls * one + rest * per_recipient)
     }
 
-    /// The limit that takes longest, and the seconds that it takes at least.
+    /// The seconds until the last recipient can be sent to, at least, and what takes them.
     fn slowest(
         &self,
         calls: u64,
@@ -153,34 +157,77 @@ impl Rehearsal {
         board: &Board,
         now_ms: u64,
     ) -> Option<(u64, String)> {
-        let Head { target, app, .. } = &*self.head;
-        let of_target = facts.targets.get(target).and_then(|it| it.limit);
-        let of_app = facts.apps.get(app).copied().flatten();
-        let limits = [
-            (
-                format!("target {target}"),
-                board.rate(Scope::Target, target, of_target, now_ms),
-                Cost::PerCall,
-            ),
-            (
-                format!("app {app}"),
-                board.rate(Scope::App, app, of_app, now_ms),
-                Cost::PerRecipient,
-            ),
-            ("the job".to_owned(), self.head.rate, Cost::PerRecipient),
-        ];
-        let times = limits.into_iter().filter_map(|(of, rate, cost)| {
-            let rate: Rate = rate?;
-            let units = match rate.cost.unwrap_or(cost) {
-                Cost::PerCall => calls,
-                Cost::PerRecipient => recipients,
-            };
-            let wait = units.saturating_sub(u64::from(rate.burst)) as f64 / rate.per_second();
-            // Rounded to milliseconds first: 3.0000001 s are 3 s.
-            let ms = (wait * 1000.0).round() as u64;
-            Some((ms.div_ceil(1000), format!("{} of {of}", rate.short())))
-        });
-        times.max_by_key(|(seconds, _)| *seconds)
+        let head = &*self.head;
+        let of_app = facts.windows.get(&head.app);
+        let windows = head.window.iter().chain(of_app);
+        // The hours of recipients in zones of their own are not known.
+        let windows = windows.filter(|window| window.zone_var().is_none());
+        let start = head.not_before_ms.unwrap_or(0).max(now_ms);
+        let (needed, limit) = self
+            .limited(calls, recipients, facts, board, now_ms)
+            .unzip();
+        let needed = needed.unwrap_or_default();
+        let mut end = spread::end_ms(windows.clone(), start, needed);
+        let mut why = limit;
+        if let Some(until) = head.pace_until_ms {
+            let gaps = recipients.saturating_sub(1) as f64 / recipients.max(1) as f64;
+            let left = spread::left(windows.clone(), start, until);
+            let paced = spread::end_ms(windows.clone(), start, left.mul_f64(gaps));
+            if paced > end {
+                (end, why) = (paced, Some(format!("spread until {}", moment::text(until))));
+            }
+        }
+        let mut whys: Vec<_> = why.into_iter().collect();
+        if start > now_ms {
+            whys.push(format!("not before {}", moment::text(start)));
+        }
+        if spread::end_ms(std::iter::empty(), start, needed) < end {
+            whys.extend(windows.map(|window| format!("within {window}")));
+        }
+        let seconds = end.saturating_sub(now_ms).div_ceil(1000);
+        (!whys.is_empty()).then(|| (seconds, whys.join(", ")))
+    }
+
+    /// The limit that takes longest, and the time that it takes at least.
+    fn limited(
+        &self,
+        calls: u64,
+        recipients: u64,
+        facts: &Facts,
+        board: &Board,
+        now_ms: u64,
+    ) -> Option<(Duration, String)> {
+        let head = &*self.head;
+        let job = LimitedJob {
+            target: &head.target,
+            app: &head.app,
+            job: "",
+            rate: head.rate,
+            sender: head.sender.as_deref(),
+        };
+        let prices = facts.targets.get(&head.target).map(|it| &it.prices);
+        let message = prices.map_or(Weight::ONE, |prices| prices.of(&head.content));
+        let times = in_force(job, facts, board, now_ms)
+            .into_iter()
+            .map(|limit| {
+                let each = match limit.cost() {
+                    Cost::PerCall => calls,
+                    Cost::PerRecipient => recipients,
+                };
+                let units = each.saturating_mul(limit.of.weight(message).units.into());
+                let wait = units.saturating_sub(u64::from(limit.rate.burst)) as f64;
+                // Rounded to milliseconds: 3.0000001 s are 3 s.
+                let ms = (wait * 1000.0 / limit.rate.per_second()).round() as u64;
+                let about = match limit.of {
+                    LimitOf::Job => "the job".to_owned(),
+                    _ => limit.about(&head.target),
+                };
+                (
+                    Duration::from_millis(ms),
+                    format!("{} of {about}", limit.rate.short()),
+                )
+            });
+        times.max_by_key(|(time, _)| *time)
     }
 }
 

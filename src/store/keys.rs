@@ -2,7 +2,7 @@
 //!
 //! | key | type | holds | expires | written by | read by |
 //! |---|---|---|---|---|---|
-//! | `P:{JOB}` | hash | header of a job: `app`, `client_msg_no`, `target`, content `digest`, `buckets`, `parts`, `submissions`, `expanded`, `total`, one counter per outcome, `accepted_at_ms`, `progress_at_ms`, `completed_at_ms`, `rebuilt`, `priority`, `rate`, `not_before_ms`, `expires_at_ms`, `tags`, the first, third and fourth of these as an operator changed them (`priority_now`, `not_before_now_ms`, `expires_at_now_ms`, 0 for never), `window`, `category`, `callback_url`, `reply_to`, `fallback` (its second target), `sent_by_fallback`, `mark` and `mark_before` (its progress some seconds ago), `held` (its keys do not expire), `alive_at_ms` (a slice of it waited then), `lost` (outcomes the ledger lost), `unsure` (the ledger went back before it was ended), `reopened` (how often it was ended and went on); for a job that no worker has registered, `awaited` instead of `buckets` and the fields that follow from them | window after the job completed | enter, accept, mark_expanded, claim (when lost), settle, waits, abandon, complete, amend, resolve | all of them, job, jobs |
+//! | `P:{JOB}` | hash | header of a job: `app`, `client_msg_no`, `target`, content `digest`, `buckets`, `parts`, `submissions`, `expanded`, `total`, one counter per outcome, `accepted_at_ms`, `progress_at_ms`, `completed_at_ms`, `rebuilt`, `priority`, `rate`, `not_before_ms`, `expires_at_ms`, `tags`, the first, third and fourth of these as an operator changed them (`priority_now`, `not_before_now_ms`, `expires_at_now_ms`, 0 for never), `sender`, `window`, `pace_until_ms`, `category`, `callback_url`, `reply_to`, `fallback` (its second target), `sent_by_fallback`, `mark` and `mark_before` (its progress some seconds ago), `held` (its keys do not expire), `alive_at_ms` (a slice of it waited then), `lost` (outcomes the ledger lost), `unsure` (the ledger went back before it was ended), `reopened` (how often it was ended and went on); for a job that no worker has registered, `awaited` instead of `buckets` and the fields that follow from them | window after the job completed | enter, accept, mark_expanded, claim (when lost), settle, waits, abandon, complete, amend, resolve | all of them, job, jobs |
 //! | `P:{JOB}:slices` | hash | slice id → entries of it that are counted | with the header | claim, settle | claim, settle |
 //! | `P:{JOB}:submissions` | hash | submission → `<entries>:<1 if expanded>`, or `?<entries seen>` of one that is known only from its slices; `cut <submission>` → recipients per slice; `list 0 <list>` → how many parts of a list have arrived, `x` when the list was given up, and `list <part> <list>` for each part | with the header | accept, mark_expanded, gather, claim, settle | the same, knows |
 //! | `P:{JOB}:owners` | hash | number of an owner (3 bytes; the next number marks the recipients that it holds in doubt) → owner and end of its lease (8 and 6 bytes); owner → number | with the header, or when the job completes | claim, renew, complete | claim, renew, settle, peek |
@@ -30,7 +30,8 @@
 //! so are those of the limits, those of the sub-lanes, those of the stored messages, those of one quota and those of one cap. NAME has no
 //! colon. `scripts/prelude.lua` describes the records of a bucket.
 //!
-//! The rate is part of a limiter's key, so that a changed rate starts clean.
+//! The rate is part of a limiter's key, so that a changed rate starts clean; but not that of a pace,
+//! which changes all the time.
 
 use std::fmt::Write as _;
 
@@ -82,10 +83,13 @@ impl Keys {
             Cost::PerCall => "call",
             Cost::PerRecipient => "recipient",
         };
+        let scope = limit.scope.as_str();
+        if !limit.scope.starts_clean() {
+            return format!("{}:{{limits}}:{scope}:{}", self.prefix, limit.name);
+        }
         format!(
-            "{}:{{limits}}:{}:{}:{}/{}us:{}:{cost}",
+            "{}:{{limits}}:{scope}:{}:{}/{}us:{}:{cost}",
             self.prefix,
-            limit.scope.as_str(),
             limit.name,
             rate.units,
             rate.period.as_micros(),
@@ -204,5 +208,20 @@ mod tests {
         );
         assert_ne!(key("10/s burst 5"), key("10/s burst 6"));
         assert_ne!(key("60/s burst 5"), key("60/min burst 5"));
+    }
+
+    #[test]
+    fn a_pace_has_one_limiter_however_it_changes() {
+        let key = |text: &str| {
+            Keys::new("p").limit(&Limit {
+                scope: LimitScope::Pace,
+                name: "j1",
+                rate: text.parse().unwrap(),
+                cost: Cost::PerRecipient,
+                weight: Weight::ONE,
+            })
+        };
+        assert_eq!(key("10/s burst 5"), "p:{limits}:pace:j1");
+        assert_eq!(key("7/h"), key("10/s burst 5"));
     }
 }

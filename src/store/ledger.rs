@@ -90,7 +90,7 @@ impl Ledger for Store {
             warnings => json::bytes(&warnings),
         };
         let template = submission.template.map(|version| version.to_string());
-        let mut call = self.job_call(&ACCEPT, submission.job, 23, 640);
+        let mut call = self.job_call(&ACCEPT, submission.job, 25, 640);
         call.push(&submission.app)
             .push(&submission.client_msg_no)
             .push(&submission.target)
@@ -116,7 +116,9 @@ impl Ledger for Store {
             .push(tags(&submission.tags))
             .push(submission.window.as_deref().unwrap_or_default())
             .push(submission.category.as_deref().unwrap_or_default())
-            .push(submission.fallback.as_deref().unwrap_or_default());
+            .push(submission.fallback.as_deref().unwrap_or_default())
+            .push(submission.sender.as_deref().unwrap_or_default())
+            .push(optional(submission.pace_until_ms));
         let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
         let accepted = match reply.text(0)?.as_str() {
             "conflict" => Accepted::Conflict {
@@ -839,7 +841,9 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
             "" => Vec::new(),
             json => serde_json::from_str(json).map_err(broken)?,
         },
+        sender: row.get("sender").cloned(),
         window: row.get("window").cloned(),
+        pace_until_ms: time("pace_until_ms"),
         category: row.get("category").cloned(),
         rate: row.get("rate").cloned(),
         priority: row

@@ -48,13 +48,14 @@ use crate::domain::fallback::FallsOn;
 use crate::domain::fields::{Problem, shorten, summary};
 use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
 use crate::domain::job::NAME_BYTES_MAX;
+use crate::domain::job_limits::{LimitOf, Rates};
 use crate::domain::lane::Lane;
-use crate::domain::limits::{Rate, Weight};
+use crate::domain::limits::Weight;
 use crate::domain::outcome::{Class, OnUncertain, Outcome, TargetAnswer, Verdict};
+use crate::domain::own_hours::OwnHours;
 use crate::domain::personal::Personal;
 use crate::domain::schedule::{Schedule, rung};
 use crate::domain::slice::{BUCKETS_MAX, SLICE_VERSION, Slice};
-use crate::domain::throttle::LimitKey;
 use crate::domain::window::Window;
 use crate::metrics::LedgerStep;
 use crate::ports::{
@@ -229,10 +230,8 @@ struct DeliveryScope<'a, S, T, P> {
     fingerprints: Vec<Fingerprint>,
     /// The job id as text, which is the name of the job's own limit.
     job: String,
-    /// The configured limits of the target, the app and the job, which operators can change.
-    rates: [Option<Rate>; 3],
-    /// The other limits that apply.
-    further: Vec<LimitKey>,
+    /// The configured limits, which operators can change.
+    rates: Rates,
     /// What the message costs in units of the limits of its target.
     weight: Weight,
     fail_open: bool,
@@ -240,6 +239,8 @@ struct DeliveryScope<'a, S, T, P> {
     cap: Option<Cap>,
     /// The sending hours of the app; the job may have further ones.
     app_window: Option<Window>,
+    /// Those of each recipient, in place of those of the job.
+    own_hours: Option<OwnHours>,
     rules: Rules,
     retry: Schedule,
     traceparent: Option<String>,
@@ -253,7 +254,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
     fn new(
         session: &'a WorkerSession<S, T, P>,
         target: Arc<TargetRuntime>,
-        slice: Slice,
+        mut slice: Slice,
         personal: Option<Result<Personal, Problem>>,
         traceparent: Option<String>,
     ) -> Self {
@@ -266,6 +267,10 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             Some(_) => 1,
             None => target.recipients_per_call(&slice.head),
         };
+        let mut own_hours = OwnHours::of(&slice);
+        if let Some(own) = own_hours.as_mut().filter(|_| per_call > 1) {
+            own.sort(&mut slice);
+        }
         Self {
             calls: target.target.open(&slice.head),
             personal,
@@ -276,12 +281,12 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
                 .map(|id| fingerprinter.fingerprint(id))
                 .collect(),
             job: slice.head.id.to_string(),
-            rates: [target.limit, app.and_then(|app| app.limit), slice.head.rate],
-            further: limits::further(&target, &slice.head, app, weight),
+            rates: limits::configured(&target, app, &slice.head),
             weight,
             fail_open: app.is_some_and(|app| app.fail_open),
             cap: Cap::of(&slice.head, app, &context.settings),
             app_window: app.and_then(|app| app.window.clone()),
+            own_hours,
             rules: Rules {
                 attempts_max: retry.attempts_max,
                 on_uncertain: slice.head.on_uncertain.unwrap_or(target.on_uncertain),
@@ -316,8 +321,12 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
 
     /// The directives that apply to this slice.
     fn control(&self, board: &Board) -> SliceControl {
-        let head = &self.slice.head;
-        board.control([&head.target, &head.app, &self.job], now_ms())
+        let (head, now) = (&self.slice.head, now_ms());
+        let mut control = board.control([&head.target, &head.app, &self.job], now);
+        if let Some(shared) = &self.target.shared_limit {
+            control.rates[LimitOf::Shared] = board.rate_set(LimitOf::Shared, &shared.name, now);
+        }
+        control
     }
 
     /// The lane on which the rest of the slice continues.
@@ -345,11 +354,20 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         control.go == Go::On && (has_units || !self.is_limited(&control))
     }
 
-    /// When the sending hours of the job and the app begin, unless it is within them.
+    /// When the sending hours of the job and the app begin, unless it is within them. Recipients may
+    /// have hours of their own instead of those of the job.
     fn opens_ms(&self, now_ms: u64) -> Option<u64> {
-        let windows = self.slice.head.window.iter().chain(&self.app_window);
+        let of_job = self.slice.head.window.iter();
+        let of_job = of_job.filter(|_| self.own_hours.is_none());
+        let windows = of_job.chain(&self.app_window);
         let opens = windows.filter_map(|window| window.opens_ms(now_ms));
         opens.max()
+    }
+
+    /// Whether these recipients may be sent to at this time.
+    fn are_open(&self, recipients: &[usize], now_ms: u64) -> bool {
+        let own = self.own_hours.as_ref();
+        self.opens_ms(now_ms).is_none() && own.is_none_or(|own| own.are_open(recipients, now_ms))
     }
 
     /// Makes a call, unless a directive holds it back, its sending hours are over, or it waited so
@@ -384,7 +402,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         }
         let started = Instant::now();
         if !self.may_leave(&directives, until.is_some())
-            || self.opens_ms(now_ms()).is_some()
+            || !self.are_open(&call.members, now_ms())
             || until.is_some_and(|until| started >= until)
         {
             return Back { call, called: None };
@@ -519,8 +537,11 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
                 match self.go_on(&mut flight).await {
                     Ok(None) => {
                         let directives = self.directives.clone();
+                        // None, if all are outside of their own sending hours.
                         let waiting = self.delivery.waiting();
-                        grant = Some(Box::pin(scope.grant(directives, waiting, places)));
+                        if waiting > 0 {
+                            grant = Some(Box::pin(scope.grant(directives, waiting, places)));
+                        }
                     }
                     Ok(Some(outcome)) => stop = self.end_all(outcome, &mut flight).await.err(),
                     Err(pause) => stop = Some(pause),
@@ -576,6 +597,12 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         self.check_time(over.is_some(), &control)?;
         if over.is_none() && scope.lane_now(&control) != scope.slice.lane {
             return Err(Pause::Deferred(Duration::ZERO));
+        }
+        if over.is_none()
+            && let Some(own) = &scope.own_hours
+            && let Some(closed) = own.closed(now_ms())
+        {
+            self.delivery.put_off(|index| closed.opens_ms(index));
         }
         if over.is_some() || self.together {
             return Ok(over);

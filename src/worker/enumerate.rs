@@ -301,6 +301,11 @@ fn part(head: &Head, users: Vec<MemberDocument>, part: ListPart) -> Vec<u8> {
         expires_at: head.expires_at_ms.map(rfc3339),
         window: head.window.as_ref().map(Window::hours),
         timezone: head.window.as_ref().map(|it| it.zone().to_owned()),
+        timezone_var: head
+            .window
+            .as_ref()
+            .and_then(|it| it.zone_var().map(ToOwned::to_owned)),
+        pace_until: head.pace_until_ms.map(rfc3339),
         category: head.category.clone(),
         rate: head.rate.map(|rate| rate.short()),
         on_uncertain: head.on_uncertain,

@@ -261,11 +261,13 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         let context = &*self.session.context;
         let Admitted {
             sent: resolved,
-            warnings,
+            mut warnings,
         } = match self.decide(|| admit(self, job)).await {
             Ok(admitted) => admitted,
             Err(end) => return end,
         };
+        let unknown_zones = job.unknown_zones();
+        warnings.extend(unknown_zones.warning());
         let submission = match job.is_for_all() {
             true => self.submission_of_all(job, &resolved.head, warnings),
             false => self.submission(job, &resolved.head, warnings),
@@ -292,6 +294,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
                     true => JobResult::Accepted,
                     false => JobResult::Extended,
                 };
+                context.metrics.unknown_zones(unknown_zones.recipients());
                 (shape, template, slice_recipients, result)
             }
             Ok(Accepted::Again {
@@ -479,7 +482,9 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             parts: job.part.of,
             shape: Shape::of(expected),
             slice_recipients: self.slice_recipients(job, head),
+            sender: job.head.sender.clone(),
             window: job.head.window.as_ref().map(ToString::to_string),
+            pace_until_ms: job.head.pace_until_ms,
             category: job.head.category.clone(),
             rate: job.head.rate.map(|rate| rate.short()),
             priority: job.head.priority,

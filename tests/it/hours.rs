@@ -1,9 +1,12 @@
-//! Sending hours of jobs and apps, by the real clock.
+//! Sending hours of jobs, apps and recipients, and jobs that are spread over a time, by the real clock.
 
 use std::time::UNIX_EPOCH;
 
+use fanwise_mock_im::Entry;
+
+use crate::embedded::Place;
 use crate::support::wait::until;
-use crate::support::world::{BOUND, Plan, World, users};
+use crate::support::world::{BOUND, Plan, Worker, World, milliseconds, users};
 
 /// The minute of the day in UTC that is this far from now, as `09:30`.
 fn clock(minutes: i64) -> String {
@@ -96,4 +99,190 @@ async fn a_job_goes_on_when_its_hours_begin() {
     );
     worker.drain().await;
     world.end().await;
+}
+
+/// Recipients of which some are within the hours of their own zone, some begin soon, and some are
+/// outside of them for another hour.
+struct Zones {
+    opens: u64,
+    window: String,
+    /// Lines of NDJSON: `open` and `odd` may be sent to now, `soon` from `opens` on, `later` not.
+    list: Vec<String>,
+}
+
+impl Zones {
+    fn new() -> Self {
+        let opens = UNIX_EPOCH.elapsed().unwrap().as_secs() + 4;
+        let kinds = [
+            ("open", r#"{"tz":"Etc/GMT-2"}"#),
+            ("soon", r#"{"tz":"UTC"}"#),
+            ("later", r#"{"tz":"Etc/GMT+1"}"#),
+            ("odd", r#"{"tz":"Mars/Base"}"#),
+            ("none", r#"{"name":"Ana"}"#),
+        ];
+        let line = |(kind, vars): &(&str, &str), number: usize| {
+            format!(r#"{{"id":"{kind}-{number}","vars":{vars}}}"#)
+        };
+        let numbers = (0..24).flat_map(|number| kinds.iter().map(move |kind| line(kind, number)));
+        Self {
+            opens,
+            window: format!("{}-{}", of_day(opens), of_day(opens + 3 * 3600)),
+            list: numbers.collect(),
+        }
+    }
+
+    fn flags(&self) -> [&str; 8] {
+        [
+            "--format",
+            "ndjson",
+            "--window",
+            &self.window,
+            "--timezone",
+            "Etc/GMT-2",
+            "--timezone-var",
+            "tz",
+        ]
+    }
+
+    /// Each recipient was sent to once, and within its hours.
+    fn check(&self, log: &[Entry]) {
+        let mut names: Vec<_> = log.iter().map(|it| it.recipient.clone()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!((names.len(), log.len()), (4 * 24, 4 * 24));
+        for entry in log {
+            let soon = entry.recipient.starts_with("soon");
+            assert!(!soon || entry.at_us >= self.opens * 1_000_000, "{entry:?}");
+            assert!(!entry.recipient.starts_with("later"), "{entry:?}");
+        }
+    }
+}
+
+/// Recipients within the hours of their own zone are sent to, whoever else waits for his; those wait
+/// for them without a place, and are sent to when they begin.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_recipient_is_sent_to_within_the_hours_of_its_own_zone() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("own-hours").await;
+    let (first, second) = (world.worker().await, world.worker().await);
+    let zones = Zones::new();
+    let job = world.send("zones", &zones.list, &zones.flags()).await;
+    until("those within their hours", BOUND, async || {
+        (world.mock.accepted().len() >= 3 * 24).then_some(())
+    })
+    .await;
+    until("all but those who are outside of them", BOUND, async || {
+        let record = world.job(&job).await?;
+        (record["accounts"]["sent"] == 4 * 24).then_some(())
+    })
+    .await;
+    zones.check(&world.mock.accepted());
+    until("the cause", BOUND, async || {
+        let record = world.job(&job).await?;
+        let told = &record["hindrances"][0];
+        let what = told["what"].as_str()?;
+        (told["cause"] == "sending_hours" && what.contains("own sending hours")).then_some(())
+    })
+    .await;
+    let record = world.job(&job).await.unwrap();
+    assert_eq!(
+        (&record["pending"], &record["state"]),
+        (&24.into(), &"running".into())
+    );
+    let warning = record["warnings"][0].as_str().unwrap();
+    assert!(
+        warning.starts_with("24 recipient(s) bring a \"tz\""),
+        "{warning}"
+    );
+    let unknown = async |worker: &Worker| worker.metrics().await["fanwise_unknown_zones_total"];
+    assert_eq!(unknown(&first).await + unknown(&second).await, 24.0);
+    let cancelled = world.run(&["job", "cancel", &job]).await;
+    assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["cancelled"], 24, "{record}");
+    first.drain().await;
+    second.drain().await;
+    world.end().await;
+}
+
+/// At no time more recipients had the message than their share of the time, but for a burst.
+fn assert_even(log: &[Entry], recipients: usize, until_ms: u64) {
+    let mut times: Vec<f64> = log.iter().map(|it| it.at_us as f64 / 1e6).collect();
+    times.sort_by(f64::total_cmp);
+    assert_eq!(times.len(), recipients);
+    let (first, all) = (times[0], recipients as f64);
+    let per_second = all / (until_ms as f64 / 1e3 - first);
+    // A fifth of a second, and what each of two workers has leased ahead.
+    let slack = 0.2 * per_second + 2.0 * (0.05 * per_second).max(1.0) + 2.0;
+    for (sent, at) in times.iter().enumerate() {
+        let due = per_second * (at - first);
+        assert!(sent as f64 <= due + slack, "{sent} after {} s", at - first);
+    }
+}
+
+/// Two workers share the pace of a job, which says so as its cause.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_spread_evenly_over_a_time() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("pace").await;
+    let (first, second) = (world.worker().await, world.worker().await);
+    let recipients = users(120);
+    let job = world
+        .send("paced", &recipients, &["--pace-until", "5s"])
+        .await;
+    until("the cause", BOUND, async || {
+        let record = world.job(&job).await?;
+        (record["hindrances"][0]["cause"] == "pace").then_some(())
+    })
+    .await;
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 120, "{record}");
+    world.assert_once_each(&recipients);
+    let until_ms = milliseconds(&record["pace_until"]);
+    assert_even(&world.mock.accepted(), 120, until_ms);
+    first.drain().await;
+    second.drain().await;
+    world.end().await;
+}
+
+/// The same on one machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn own_hours_and_pace_hold_on_one_machine() {
+    let place = Place::new("own-hours").await;
+    let mut process = place.serve().await;
+    let zones = Zones::new();
+    let send = [
+        "send",
+        "--text",
+        "hello",
+        "--file",
+        "-",
+        "--json",
+        "--client-msg-no",
+    ];
+    let arguments = [&send[..], &["zones"], &zones.flags()].concat();
+    let sent = place
+        .run(&arguments, zones.list.join("\n").as_bytes())
+        .await;
+    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    until(
+        "all but those who are outside of their hours",
+        BOUND,
+        async || (place.mock.accepted().len() >= 4 * 24).then_some(()),
+    )
+    .await;
+    zones.check(&place.mock.accepted());
+
+    let before = place.mock.accepted().len();
+    let arguments = [&send[..], &["paced", "--pace-until", "3s", "--wait"]].concat();
+    let sent = place.run(&arguments, users(60).join("\n").as_bytes()).await;
+    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    let record: serde_json::Value = serde_json::from_str(&sent.stdout).unwrap();
+    assert_even(
+        &place.mock.accepted()[before..],
+        60,
+        milliseconds(&record["pace_until"]),
+    );
+    process.terminate();
+    assert_eq!(process.wait(BOUND).await.code(), Some(0));
 }

@@ -176,3 +176,120 @@ async fn a_first_limit_holds_from_the_first_call() {
     worker.drain().await;
     world.end().await;
 }
+
+/// An operator changes every limit while it holds a job up, and the job says which one that is.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_limit_can_be_set_while_everything_runs() {
+    let Some(plan) = Plan::shared() else { return };
+    let target = |name: &str, more: &str| {
+        format!(
+            "[targets.{name}]\nurl = \"http://{{address}}\"\ntype = \"wukongim\"\nversion = \"v3\"\n\
+             sender = \"{name}\"\ncall_timeout = \"3s\"\n{more}\n"
+        )
+    };
+    let more = [
+        "[shared_limits]\ncloud = \"1/h\"\n".to_owned(),
+        target("one", "shared_limit = \"cloud\""),
+        target("senders", "sender_limit = \"1/h\""),
+        target("daily", "daily_limit = \"1/day\""),
+        "[apps.default]\ntarget = \"im\"\n[apps.small]\ntarget = \"im\"\n".to_owned(),
+    ];
+    let more = more.concat();
+    let world = Plan { more, ..plan }.start("set-limits").await;
+    let few = users(20);
+    let dry = [
+        "send",
+        "-k",
+        "dry",
+        "--text",
+        "x",
+        "--target",
+        "daily",
+        "--dry-run",
+    ];
+    let dry = world.json(&[&dry[..], &["a", "b", "c"]].concat()).await;
+    assert_eq!(dry["estimate"]["seconds"], 2 * 24 * 3600, "{dry}");
+    assert_eq!(dry["estimate"]["limit"], "1/day of target daily", "{dry}");
+    let set = async |arguments: &[&str]| {
+        let set = world.run(&[&["limits", "set"], arguments].concat()).await;
+        assert_eq!(set.code, Some(0), "{}", set.stderr);
+    };
+    // A first limit on an app that had none.
+    set(&["app", "small", "1/day", "--daily"]).await;
+    let worker = world.worker().await;
+    let fast = "10000000/day burst 1000";
+    let rows = [
+        ("one", "shared_limit", vec!["shared", "cloud", "1000/s"]),
+        (
+            "senders",
+            "sender_limit",
+            vec!["target", "senders", "1000/s", "--sender"],
+        ),
+        (
+            "daily",
+            "target_limit",
+            vec!["target", "daily", fast, "--daily"],
+        ),
+        (
+            "small",
+            "app_limit",
+            vec!["app", "small", "default", "--daily"],
+        ),
+    ];
+    let mut jobs = Vec::new();
+    for (name, ..) in &rows {
+        let more: &[&str] = match *name {
+            "small" => &["--app", "small"],
+            target => &["--target", target],
+        };
+        jobs.push(world.send(name, &few, more).await);
+    }
+    for (job, (name, cause, _)) in jobs.iter().zip(&rows) {
+        until(&format!("{cause} of {name}"), BOUND, async || {
+            let record = world.job(job).await?;
+            (record["hindrances"][0]["cause"] == *cause).then_some(())
+        })
+        .await;
+    }
+    let limits = world.json(&["limits", "list"]).await;
+    let limits = limits.as_array().unwrap();
+    let row = |scope: &str, name: &str, kind: Option<&str>| {
+        let is = |it: &&serde_json::Value| {
+            it["scope"] == scope && it["name"] == name && it["kind"].as_str() == kind
+        };
+        limits.iter().find(is).unwrap()
+    };
+    assert_eq!(row("shared", "cloud", None)["configured"], "1/h burst 1");
+    assert!(row("shared", "cloud", None)["booked"].as_f64().unwrap() > 0.9);
+    assert_eq!(
+        row("target", "senders", Some("sender"))["booked"],
+        serde_json::Value::Null
+    );
+    assert_eq!(
+        row("app", "small", Some("daily"))["live"]["rate"],
+        "1/day burst 1"
+    );
+    for (_, _, arguments) in &rows {
+        set(arguments).await;
+    }
+    for job in &jobs {
+        let record = world.completed(job).await;
+        assert_eq!(record["accounts"]["sent"], 20, "{record}");
+    }
+    for (arguments, what) in [
+        (["target", "im", "5/h", "--daily"], "a rate a day"),
+        (["app", "small", "5/s", "--sender"], "no app has"),
+        (
+            ["shared", "clod", "5/s", "--author=x"],
+            "there is no shared limit \"clod\"",
+        ),
+    ] {
+        let wrong = world
+            .run(&[&["limits", "set"], &arguments[..]].concat())
+            .await;
+        assert_ne!(wrong.code, Some(0));
+        assert!(wrong.stderr.contains(what), "{}", wrong.stderr);
+    }
+    worker.drain().await;
+    world.end().await;
+}

@@ -48,7 +48,8 @@ pub struct Preview {
     pub problem: Option<String>,
 }
 
-/// What sending a job would take. Retries, sending hours and other jobs are not in it.
+/// What sending a job would take. Retries and other jobs are not in it, nor are the sending hours of
+/// recipients in zones of their own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Estimate {
@@ -60,10 +61,11 @@ pub struct Estimate {
     pub calls: u64,
     /// Bytes of their requests, about.
     pub bytes: u64,
-    /// Least time that the limits in force allow; null without a limit.
+    /// The time until the last recipient can be sent to, at least: with the limits in force, the pace,
+    /// the start time and the sending hours of the job. Null if there are none.
     #[serde(default)]
     pub seconds: Option<u64>,
-    /// The limit that takes this time.
+    /// What takes this time.
     #[serde(default)]
     pub limit: Option<String>,
 }

@@ -67,6 +67,17 @@ pub struct Job {
     /// The IANA time zone of `window`, such as `Asia/Shanghai`; UTC if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,
+    /// The name of a value in the `vars` of the recipients, in which each names its own time zone:
+    /// `window` is then meant in the zone of each recipient. `timezone` applies to those without a
+    /// value, or with one that is no time zone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 64)))]
+    pub timezone_var: Option<String>,
+    /// RFC 3339 time until which the recipients are spread evenly: not faster, and not slower unless
+    /// something else is. Within sending hours, only these count. What is left then is sent without
+    /// a pace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pace_until: Option<String>,
     /// The category of the message, such as `marketing`. The app's configuration lists the
     /// categories with the frequency cap of each; recipients that have reached it end as `capped`.
     /// Without a category, no cap applies.
@@ -133,6 +144,8 @@ impl Job {
             expires_at: None,
             window: None,
             timezone: None,
+            timezone_var: None,
+            pace_until: None,
             category: None,
             rate: None,
             on_uncertain: None,

@@ -143,13 +143,16 @@ impl Server {
             }
             _ => {}
         }
-        if let Command::Rate(_, rate) = command {
+        if let Command::Rate(_, kind, rate) = command {
             body["rate"] = rate
                 .map_or_else(|| CONFIGURED.to_owned(), |it| it.to_string())
                 .into();
+            if !kind.is_main() {
+                body["kind"] = kind.as_str().into();
+            }
         }
         let (method, path) = match (command, subject.scope) {
-            (Command::Rate(..), Scope::Target | Scope::App) => {
+            (Command::Rate(..), Scope::Target | Scope::App | Scope::Shared) => {
                 body["scope"] = subject.scope.as_str().into();
                 body["name"] = subject.name.into();
                 (Method::PUT, "/v1/limits".to_owned())

@@ -186,6 +186,8 @@ impl SendArgs {
             ("expires_at", &self.expires_at),
             ("window", &self.window),
             ("timezone", &self.timezone),
+            ("timezone_var", &self.timezone_var),
+            ("pace_until", &self.pace_until),
             ("category", &self.category),
             ("rate", &self.rate),
             ("on_uncertain", &self.on_uncertain),

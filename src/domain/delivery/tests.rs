@@ -14,7 +14,7 @@ use crate::domain::message::{Content, Options};
 use crate::domain::slice::{Addressed, Head, SLICE_VERSION_PLAIN, Shape, Unrecorded};
 
 /// A list of this many recipients, some of them twice, in one slice.
-fn slice(people: u32, repeats: u32) -> Slice {
+pub(in crate::domain) fn slice(people: u32, repeats: u32) -> Slice {
     let head = Head {
         id: JobId::of("shop", "promo"),
         app: "shop".to_owned(),
@@ -32,6 +32,7 @@ fn slice(people: u32, repeats: u32) -> Slice {
         expires_at_ms: None,
         rate: None,
         window: None,
+        pace_until_ms: None,
         category: None,
         on_uncertain: None,
         callback_url: None,
@@ -809,4 +810,75 @@ fn a_doubt_of_others_stays_in_a_job_of_two_targets() {
         assert_eq!(claimed.calls[0].members, [1]);
         assert_eq!(delivery.dead()[0].outcome, Outcome::Uncertain);
     }
+}
+
+/// Recipients outside of their own hours wait without an attempt, and hold up no other.
+#[test]
+fn recipients_outside_of_their_hours_are_put_off() {
+    let slice = slice(10, 0);
+    let rules = rules(OnUncertain::Retry);
+    let mut delivery = Delivery::new(&slice, 4);
+    delivery.put_off(|index| (index % 3 == 0).then_some(5_000 + index as u64));
+    assert_eq!(delivery.waiting(), 6);
+    let calls = claim_all(&mut delivery, ClaimState::Granted, rules);
+    let called: Vec<_> = calls.iter().flat_map(|call| call.members.clone()).collect();
+    assert_eq!(called, [1, 2, 4, 5, 7, 8]);
+    for call in &calls {
+        let done = Verdict::All(answer(Class::Done));
+        delivery.answered(call, &done, false, rules, no_delay);
+    }
+    delivery.recorded(0);
+    delivery.wait_for_hours(2_000);
+    assert_eq!(delivery.delay(), Duration::from_millis(3_000));
+    assert!(!delivery.leaves_nobody());
+    let left = delivery.remainder(&slice, Owner(1), None);
+    assert_eq!(left.recipients, ["user-0", "user-3", "user-6", "user-9"]);
+    assert_eq!((left.attempts, left.retries), (Vec::new(), 0));
+    // Their hours began while the last call was out.
+    delivery.wait_for_hours(9_000);
+    assert_eq!(delivery.delay(), Duration::ZERO);
+}
+
+/// Those that are retried do not wait for the hours of others.
+#[test]
+fn retries_do_not_wait_for_the_hours_of_others() {
+    let slice = slice(4, 0);
+    let rules = rules(OnUncertain::Retry);
+    let mut delivery = Delivery::new(&slice, 1);
+    delivery.put_off(|index| (index == 0).then_some(3_600_000));
+    let calls = claim_all(&mut delivery, ClaimState::Granted, rules);
+    for call in &calls {
+        let failed = Verdict::All(answer(Class::Transient));
+        delivery.answered(call, &failed, false, rules, |_| Duration::from_secs(5));
+    }
+    delivery.wait_for_hours(0);
+    assert_eq!(delivery.delay(), Duration::from_secs(5));
+    let left = delivery.remainder(&slice, Owner(1), None);
+    let attempts: BTreeMap<_, _> = left.recipients.iter().zip(&left.attempts).collect();
+    assert_eq!(attempts[&"user-0".to_owned()], &0);
+    assert_eq!(attempts[&"user-3".to_owned()], &1);
+}
+
+/// The target tells a repeated call by its recipients, so a call in doubt waits for all of them.
+#[test]
+fn a_call_in_doubt_waits_as_a_whole() {
+    let whole = Slice {
+        attempts: vec![1; 4],
+        calls: vec![2, 2],
+        doubts: vec![Remark {
+            recipients: vec![0],
+            code: "timeout".to_owned(),
+            text: String::new(),
+        }],
+        ..slice(4, 0)
+    };
+    let mut delivery = Delivery::new(&whole, 4);
+    delivery.put_off(|index| (index % 2 == 1).then_some(7_000 + index as u64));
+    // The call of the first two waits for the second of them, and the last one by itself.
+    assert_eq!(delivery.waiting(), 1);
+    let left = delivery.remainder(&whole, Owner(1), None);
+    assert_eq!(left.calls, [2, 1, 1]);
+    assert_eq!(left.recipients[..2], ["user-0", "user-1"]);
+    delivery.defer(Duration::from_secs(1));
+    assert_eq!(delivery.delay(), Duration::from_secs(1));
 }

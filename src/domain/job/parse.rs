@@ -8,8 +8,9 @@ use serde_json::value::RawValue;
 use super::context::Context;
 use super::speaks_for_all;
 use super::{
-    CLIENT_MSG_NO_BYTES_MAX, DEFAULT_APP, JOB_VERSION, Job, ListPart, NAME_BYTES_MAX, PARTS_MAX,
-    RECIPIENT_BYTES_MAX, TAG_BYTES_MAX, TAGS_MAX, wrong_id,
+    CLIENT_MSG_NO_BYTES_MAX, DEFAULT_APP, JOB_VERSION, Job, ListPart, NAME_BYTES_MAX,
+    PACE_DAYS_MAX, PARTS_MAX, RECIPIENT_BYTES_MAX, TAG_BYTES_MAX, TAGS_MAX, TIMEZONE_VAR_BYTES_MAX,
+    wrong_id,
 };
 use crate::domain::audience::Audience;
 use crate::domain::canonical::canonical;
@@ -32,6 +33,8 @@ const RATE_BYTES_MAX: usize = 64;
 
 /// Longest `window` and `timezone`, in bytes.
 const WINDOW_BYTES_MAX: usize = 64;
+
+const DAY_MS: u64 = 24 * 3600 * 1000;
 
 pub(super) fn read_job<'a>(
     mut fields: Fields<'a>,
@@ -106,6 +109,10 @@ pub(super) fn read_job<'a>(
         );
     }
     let window = read_window(&mut fields, problems);
+    let start_ms = not_before
+        .unwrap_or_default()
+        .max(now.as_millisecond().unsigned_abs());
+    let pace_until = read_pace(&mut fields, (not_before, start_ms), expires_at, problems);
     let category = read_checked(&mut fields, "category", problems, |category| {
         wrong_id(category, CATEGORY_BYTES_MAX)
             .map_or_else(|| context.check_category(&app, category), Err)
@@ -186,6 +193,7 @@ pub(super) fn read_job<'a>(
         not_before_ms: not_before,
         expires_at_ms: expires_at,
         window,
+        pace_until_ms: pace_until,
         category,
         rate,
         on_uncertain,
@@ -339,16 +347,21 @@ enum Time {
 fn read_window(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Window> {
     let hours = fields.line("window", WINDOW_BYTES_MAX, problems);
     let zone = fields.line("timezone", WINDOW_BYTES_MAX, problems);
+    let var = read_id(fields, "timezone_var", TIMEZONE_VAR_BYTES_MAX, problems);
     let Some(hours) = hours else {
-        if zone.is_some() {
+        let named = [
+            ("timezone", zone.is_some()),
+            ("timezone_var", var.is_some()),
+        ];
+        for (name, _) in named.into_iter().filter(|(_, is_there)| *is_there) {
             let what = "has no meaning without `window`, whose time zone it is";
-            fields.problem("timezone", what, problems);
+            fields.problem(name, what, problems);
         }
         return None;
     };
     let zone = zone.as_deref().unwrap_or(Window::ZONE);
     match Window::new(&hours, zone) {
-        Ok(window) => Some(window),
+        Ok(window) => Some(window.with_zone_var(var)),
         Err(wrong) => {
             let name = match wrong {
                 NoWindow::Hours(_) => "window",
@@ -358,6 +371,35 @@ fn read_window(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Windo
             None
         }
     }
+}
+
+/// The time until which the recipients are spread. `start`: before which nothing is sent, as the job
+/// says, and in truth.
+fn read_pace(
+    fields: &mut Fields<'_>,
+    (not_before, start_ms): (Option<u64>, u64),
+    expires_at: Option<u64>,
+    problems: &mut Problems,
+) -> Option<u64> {
+    let until = match read_time(fields, "pace_until", problems)? {
+        Time::At(at) => at,
+        Time::Never => {
+            let what = "is in the year 9999: nothing would ever be sent";
+            fields.problem("pace_until", what, problems);
+            return None;
+        }
+    };
+    let what = if not_before.is_some_and(|from| from >= until) {
+        "is not after not_before: there is no time to spread the recipients over".to_owned()
+    } else if expires_at.is_some_and(|at| at < until) {
+        "is after expires_at: the last recipients would not get the message".to_owned()
+    } else if until.saturating_sub(start_ms) > PACE_DAYS_MAX * DAY_MS {
+        format!("is more than {PACE_DAYS_MAX} days after the start of the job")
+    } else {
+        return Some(until);
+    };
+    fields.problem("pace_until", what, problems);
+    None
 }
 
 fn read_time(fields: &mut Fields<'_>, name: &'static str, problems: &mut Problems) -> Option<Time> {

@@ -5,6 +5,7 @@ use crate::domain::fallback::{FailureClass, Fallback};
 use crate::domain::message::Options;
 use crate::domain::notice::{QueuePattern, ReplyRules};
 use crate::domain::outcome::OnUncertain;
+use crate::domain::slice::{SLICE_VERSION, SLICE_VERSION_PLAIN, Slice, Unrecorded};
 
 struct Apps;
 
@@ -240,6 +241,8 @@ fn the_document_type_writes_what_the_reader_reads() {
         window: Some("09:00-21:00".into()),
         category: Some("marketing".into()),
         timezone: Some("Asia/Shanghai".into()),
+        timezone_var: Some("tz".into()),
+        pace_until: Some("2026-01-01T12:00:00Z".into()),
         rate: Some("10/s".into()),
         on_uncertain: Some(OnUncertain::Hold),
         mapping: Some(Strictness::Lenient),
@@ -554,4 +557,83 @@ fn every_digit_of_a_message_counts_for_its_digest() {
         digest(r#"{"a":1.0,"b":2}"#),
         digest(r#"{ "b":2, "a":1.00 }"#)
     );
+}
+
+#[test]
+fn a_job_may_be_spread_over_a_time() {
+    let with = |fields: &str| {
+        let job = JOB.replacen('{', &format!("{{{fields},"), 1);
+        parse(&job).map(|job| job.head.pace_until_ms)
+    };
+    let until = "\"pace_until\":\"1970-01-02T00:00:00Z\"";
+    assert_eq!(with(until).unwrap(), Some(24 * 3_600_000));
+    for (more, problem) in [
+        (
+            "\"not_before\":\"1970-01-02T00:00:00Z\"",
+            "is not after not_before",
+        ),
+        (
+            "\"expires_at\":\"1970-01-01T23:59:59Z\"",
+            "is after expires_at",
+        ),
+    ] {
+        let problems = with(&format!("{until},{more}")).unwrap_err();
+        assert!(problems[0].starts_with("pace_until: ") && problems[0].contains(problem));
+    }
+    assert!(with("\"pace_until\":\"1971-01-02T00:00:00Z\"").is_ok());
+    for wrong in ["1971-01-03T00:00:00Z", "9999-12-31T00:00:00Z", "2h"] {
+        let problems = with(&format!("\"pace_until\":\"{wrong}\"")).unwrap_err();
+        assert!(problems[0].starts_with("pace_until: "), "{problems:?}");
+    }
+    let job = JOB.replacen('{', &format!("{{{until},"), 1);
+    let job = parse(&job).unwrap();
+    assert!(job.too_late(24 * 3_600_000 - 1).is_none());
+    let late = job.too_late(24 * 3_600_000).unwrap().to_string();
+    assert!(
+        late.starts_with("pace_until: 1970-01-02T00:00:00Z has passed"),
+        "{late}"
+    );
+    assert_eq!(
+        Slice::version(&job.head, &Unrecorded::default()),
+        SLICE_VERSION
+    );
+}
+
+#[test]
+fn recipients_may_bring_a_zone_of_their_own() {
+    let users = r#"["u1",{"id":"u2","vars":{"tz":"Asia/Tokyo"}},{"id":"u3","vars":{"tz":"Mars"}}]"#;
+    let with = |fields: &str| {
+        let job = JOB.replacen('{', &format!("{{{fields},"), 1);
+        job.replace(r#"["u1","u2","u1"]"#, users)
+    };
+    let json = with(r#""window":"09:00-21:00","timezone":"Asia/Shanghai","timezone_var":"tz""#);
+    let job = parse(&json).unwrap();
+    let window = job.head.window.as_ref().unwrap();
+    assert_eq!(window.to_string(), "09:00-21:00 vars.tz or Asia/Shanghai");
+    assert_eq!(job.unknown_zones().recipients(), 1);
+    assert_eq!(
+        Slice::version(&job.head, &Unrecorded::default()),
+        SLICE_VERSION
+    );
+    // Without it the values are those of a job as ever.
+    let json = with(r#""window":"09:00-21:00""#);
+    let job = parse(&json).unwrap();
+    assert_eq!(job.unknown_zones().recipients(), 0);
+    assert_eq!(
+        Slice::version(&job.head, &Unrecorded::default()),
+        SLICE_VERSION_PLAIN
+    );
+    for (fields, problem) in [
+        (
+            r#""timezone_var":"tz""#,
+            "timezone_var: has no meaning without `window`",
+        ),
+        (
+            r#""window":"09:00-21:00","timezone_var":"""#,
+            "timezone_var: empty",
+        ),
+    ] {
+        let problems = parse(&with(fields)).map(drop).unwrap_err();
+        assert!(problems[0].starts_with(problem), "{problems:?}");
+    }
 }

@@ -8,6 +8,7 @@ use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::audience::MemberDocument;
 use crate::domain::directive::Scope;
 use crate::domain::job::JobDocument;
+use crate::domain::job_limits::LimitKind;
 use crate::domain::lane::Priority;
 use crate::domain::letters::DeadRow;
 use crate::domain::message::MessageDocument;
@@ -191,8 +192,11 @@ pub(super) struct ManyRequest {
 )]
 pub(super) struct LimitRequest {
     scope: Scope,
-    /// Name of the target or app, or id of the job.
+    /// Name of the target, the app or the shared limit, or id of the job.
     name: String,
+    /// Which of its limits: `main` if left out, `daily` of a target or an app, or `sender` for each
+    /// sender of a target.
+    kind: Option<LimitKind>,
     /// Such as `2000/s`; `default` for the configured one.
     rate: String,
     reason: Option<String>,
@@ -570,10 +574,12 @@ fn steering() -> Vec<Operation> {
             .summary("Targets and their state")
             .answers(200, "All of them.", vec![json(of::<Vec<TargetView>>)]),
         Operation::new("get", "/v1/limits", "listLimits")
-            .summary("Limits of targets and apps, and of jobs that have a live one")
+            .summary(
+                "Limits of targets and apps, shared ones, and those of jobs that have a live one",
+            )
             .answers(200, "All of them.", vec![json(of::<Vec<LimitView>>)]),
         Operation::new("put", "/v1/limits", "setLimit")
-            .summary("Set the rate of a target, an app or a job")
+            .summary("Set a limit of a target, an app or a job, or one that targets share")
             .takes(json(of::<LimitRequest>))
             .example(r#"{"scope":"app","name":"default","rate":"50/s"}"#)
             .answers(

@@ -246,9 +246,8 @@ impl Target for NetEase {
         code::refusal_kind(code)
     }
 
-    fn sender<'a>(&'a self, head: &'a Head) -> &'a str {
-        let sender = head.sender.as_deref().or(self.settings.sender.as_deref());
-        sender.unwrap_or_default()
+    fn own_sender(&self) -> Option<&str> {
+        self.settings.sender.as_deref()
     }
 
     fn sender_at_fault<'a>(&'a self, head: &'a Head, code: &str) -> Option<&'a str> {

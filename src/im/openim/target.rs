@@ -164,9 +164,8 @@ impl Target for OpenIm {
         &self.profile
     }
 
-    fn sender<'a>(&'a self, head: &'a Head) -> &'a str {
-        let ours = self.settings.sender.as_deref();
-        head.sender.as_deref().or(ours).unwrap_or_default()
+    fn own_sender(&self) -> Option<&str> {
+        self.settings.sender.as_deref()
     }
 
     fn maps(&self, feature: Feature) -> Mapping {

@@ -96,12 +96,7 @@ impl WukongIm {
     }
 
     fn named_sender<'a>(&'a self, head: &'a Head) -> Option<&'a str> {
-        let default = match self.settings.version {
-            Version::V1 | Version::V2 => Some(Settings::SYSTEM_SENDER),
-            Version::V3 => None,
-        };
-        let ours = self.settings.sender.as_deref().or(default);
-        head.sender.as_deref().or(ours)
+        head.sender.as_deref().or(self.own_sender())
     }
 
     /// The members that all calls of a job share, up to the first that differs.
@@ -199,8 +194,12 @@ impl Target for WukongIm {
         &self.profile
     }
 
-    fn sender<'a>(&'a self, head: &'a Head) -> &'a str {
-        self.named_sender(head).unwrap_or_default()
+    fn own_sender(&self) -> Option<&str> {
+        let default = match self.settings.version {
+            Version::V1 | Version::V2 => Some(Settings::SYSTEM_SENDER),
+            Version::V3 => None,
+        };
+        self.settings.sender.as_deref().or(default)
     }
 
     fn recipients_per_call(&self, head: &Head) -> usize {

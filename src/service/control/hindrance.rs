@@ -6,15 +6,18 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::limits::{InForce, LimitedJob, in_force};
 use super::{Facts, TargetFacts, board};
 use crate::clock::rfc3339;
-use crate::domain::directive::{Action, Board, Directive, Kind, Scope};
+use crate::domain::directive::{Board, Directive, Kind, Scope};
 use crate::domain::ids::JobId;
-use crate::domain::limits::{Cost, LimitScope, Rate, Weight};
+use crate::domain::job_limits::LimitOf;
+use crate::domain::limits::{Cost, Rate};
 use crate::domain::schedule::RUNGS;
+use crate::domain::spread;
 use crate::domain::window::Window;
 use crate::error::chain;
-use crate::ports::{Beat, JobRecord, JobState, LedgerError, Limit, Park, Store};
+use crate::ports::{Beat, JobRecord, JobState, LedgerError, Park, Store};
 
 /// One thing that stops a job or slows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -44,6 +47,12 @@ pub enum Cause {
     AppLimit,
     /// The job's own limit, or one that was set for it.
     JobLimit,
+    /// The limit of its sender at the target.
+    SenderLimit,
+    /// A limit that its target has together with others.
+    SharedLimit,
+    /// It is spread evenly over a time.
+    Pace,
     /// No limit: the time of the target's answers.
     Target,
     /// Other jobs have places at the target, and it has the rest, or none.
@@ -76,11 +85,13 @@ impl Cause {
         )
     }
 
-    fn limit_of(scope: Scope) -> Self {
-        match scope {
-            Scope::Target => Self::TargetLimit,
-            Scope::App => Self::AppLimit,
-            Scope::Job => Self::JobLimit,
+    fn limit_of(limit: LimitOf) -> Self {
+        match limit {
+            LimitOf::Target | LimitOf::TargetDaily => Self::TargetLimit,
+            LimitOf::App | LimitOf::AppDaily => Self::AppLimit,
+            LimitOf::Job => Self::JobLimit,
+            LimitOf::Sender => Self::SenderLimit,
+            LimitOf::Shared => Self::SharedLimit,
         }
     }
 }
@@ -89,6 +100,9 @@ impl Cause {
 /// booked: between two bookings a part of it becomes free.
 const NEARLY_ALL: f64 = 0.9;
 const MOSTLY_BOOKED: f64 = 0.5;
+
+/// Recipients that may be due at the pace of a job before something else must hold it up.
+const DUE_MAX: f64 = 2.0;
 
 /// Who reads the hindrances. Only the administrator learns which jobs other apps have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,9 +144,9 @@ pub async fn hindrances<S: Store>(
         return Ok(stops);
     }
     let limits = situation.limits();
-    let plain: Vec<_> = limits.iter().map(|(limit, _)| *limit).collect();
+    let plain: Vec<_> = limits.iter().map(InForce::limit).collect();
     let booked = store.booked(&plain).await?;
-    let reached = situation.reached(limits, &booked);
+    let reached = situation.reached(&limits, &booked);
     if !reached.is_empty() {
         return Ok(reached);
     }
@@ -259,14 +273,20 @@ impl<'a> Situation<'a> {
         found
     }
 
-    /// The sending hours that are over or have not begun.
-    fn closed(&self) -> Vec<Hindrance> {
+    /// The sending hours of the job and its app, with whose they are.
+    fn windows(&self) -> impl Iterator<Item = (String, Window)> {
         let of_job = self.record.window.as_deref().and_then(|it| it.parse().ok());
         let of_app = self.facts.windows.get(&self.record.app).cloned();
         let app = format!("app {}", self.record.app);
-        let windows = [("job", of_job), (&*app, of_app)].into_iter();
-        let closed = windows.filter_map(|(of, window)| {
-            let window: Window = window?;
+        let windows = [("job".to_owned(), of_job), (app, of_app)].into_iter();
+        windows.filter_map(|(of, window)| Some((of, window?)))
+    }
+
+    /// The sending hours that are over or have not begun. Not those that each recipient has in its own
+    /// zone.
+    fn closed(&self) -> Vec<Hindrance> {
+        let of_all = |(_, window): &(String, Window)| window.zone_var().is_none();
+        let closed = self.windows().filter(of_all).filter_map(|(of, window)| {
             let opens = window.opens_ms(self.now_ms)?;
             let what = format!(
                 "sending hours of the {of} ({window}): opens at {}",
@@ -277,97 +297,94 @@ impl<'a> Situation<'a> {
         closed.collect()
     }
 
-    /// The limits in force, as the workers apply them, each with the hindrance to report if it is
-    /// reached.
-    fn limits(&self) -> Vec<(Limit<'a>, Hindrance)> {
-        let limit = |(scope, name)| {
-            let live = self.find(scope, name, Kind::Rate);
-            let set = live.and_then(|it| match it.action {
-                Action::Rate { rate } => Some(rate),
-                _ => None,
-            });
-            let rate = set.or_else(|| self.configured(scope))?;
-            let adapted = (scope == Scope::Target).then(|| self.board.adapted(name, self.now_ms));
-            let climb = adapted.flatten();
-            let full = rate;
-            let rate = climb.map_or(full, |climb| climb.rate(full, self.now_ms));
-            let about_it = LimitScope::from(scope);
-            let limit = Limit {
-                scope: about_it,
-                name,
-                rate,
-                cost: rate.cost.unwrap_or(about_it.usual_cost()),
-                weight: Weight::ONE,
-            };
-            let (what, end) = match live {
-                Some(live) => {
-                    let what = format!("{} {live}{}", about(scope, name), until(live.until_ms));
-                    (what, live.until_ms)
-                }
-                None => (format!("{} has the limit {rate}", about(scope, name)), None),
-            };
-            let Some(climb) = climb else {
-                return Some((limit, hindrance(Cause::limit_of(scope), what, end)));
-            };
-            let ends = Some(climb.ends_ms());
+    /// The own sending hours of its recipients, if nothing of the job is at a worker: those that are
+    /// left may all be outside of them.
+    fn own_hours(&self, work: &Work<'_>) -> Option<Hindrance> {
+        let mut windows = self.windows().map(|(_, window)| window);
+        let window = windows.find(|window| window.zone_var().is_some())?;
+        (work.places + work.waiting == 0).then(|| {
             let what = format!(
-                "{} has its limit adapted: {} of {}; it climbs{}",
-                about(scope, name),
-                rate.short(),
-                full.short(),
-                until(ends)
+                "recipients wait for their own sending hours ({window}), or for the next attempt"
             );
-            Some((limit, hindrance(Cause::limit_of(scope), what, ends)))
-        };
-        self.subjects()
-            .filter_map(limit)
-            .chain(self.further_limits())
-            .collect()
-    }
-
-    /// The limits that operators cannot change while the job runs. Not those of senders: the ledger
-    /// does not know the sender of a job.
-    fn further_limits(&self) -> impl Iterator<Item = (Limit<'a>, Hindrance)> + use<'a> {
-        let (target, app) = (&self.record.target, &self.record.app);
-        let daily = self.target().and_then(|it| it.daily_limit);
-        let shared = self.target().and_then(|it| it.shared_limit.as_ref());
-        let of_app = self.facts.daily_limits.get(app).copied();
-        let rows = [
-            daily.map(|rate| (LimitScope::Target, target, rate)),
-            shared.map(|shared| (LimitScope::Shared, &shared.name, shared.rate)),
-            of_app.map(|rate| (LimitScope::App, app, rate)),
-        ];
-        rows.into_iter().flatten().map(|(scope, name, rate)| {
-            let short = rate.short();
-            let (cause, what) = match scope {
-                LimitScope::App => (Cause::AppLimit, format!("app {name} has the limit {short}")),
-                LimitScope::Shared => {
-                    let what = format!("all targets that share the limit {name}: {short}");
-                    (Cause::TargetLimit, what)
-                }
-                _ => (
-                    Cause::TargetLimit,
-                    format!("target {name} has the limit {short}"),
-                ),
-            };
-            let cost = rate.cost.unwrap_or(scope.usual_cost());
-            let limit = Limit {
-                scope,
-                name,
-                rate,
-                cost,
-                weight: Weight::ONE,
-            };
-            (limit, hindrance(cause, what, None))
+            hindrance(Cause::SendingHours, what, None)
         })
     }
 
-    fn configured(&self, scope: Scope) -> Option<Rate> {
-        match scope {
-            Scope::Target => self.target().and_then(|it| it.limit),
-            Scope::App => self.facts.apps.get(&self.record.app).copied().flatten(),
-            Scope::Job => self.record.rate.as_deref()?.parse().ok(),
+    /// The limits in force.
+    fn limits(&self) -> Vec<InForce<'a>> {
+        let record = self.record;
+        let job = LimitedJob {
+            target: &record.target,
+            app: &record.app,
+            job: self.job,
+            rate: record.rate.as_deref().and_then(|rate| rate.parse().ok()),
+            sender: record.sender.as_deref(),
+        };
+        in_force(job, self.facts, self.board, self.now_ms)
+    }
+
+    /// The hindrance to report if a limit is reached.
+    fn limited_by(&self, limit: &InForce<'_>) -> Hindrance {
+        let (about, rate, full) = (limit.about(&self.record.target), limit.rate, limit.full);
+        let cause = Cause::limit_of(limit.of);
+        if let Some(climb) = limit.climb {
+            let ends = Some(climb.ends_ms());
+            let (part, whole) = (rate.short(), full.short());
+            let what = format!(
+                "{about} has its limit adapted: {part} of {whole}; it climbs{}",
+                until(ends)
+            );
+            return hindrance(cause, what, ends);
         }
+        match (limit.set, limit.of) {
+            (Some(set), _) => {
+                let what = format!("{about} {set}{}", until(set.until_ms));
+                hindrance(cause, what, set.until_ms)
+            }
+            (None, LimitOf::Shared) => hindrance(cause, format!("{about}: {}", rate.short()), None),
+            (None, LimitOf::Target | LimitOf::App | LimitOf::Job) => {
+                hindrance(cause, format!("{about} has the limit {rate}"), None)
+            }
+            (None, LimitOf::TargetDaily | LimitOf::AppDaily | LimitOf::Sender) => hindrance(
+                cause,
+                format!("{about} has the limit {}", rate.short()),
+                None,
+            ),
+        }
+    }
+
+    /// The rate at which the job is spread over the time, if it is.
+    fn pace(&self) -> Option<(Rate, u64)> {
+        let set = self.board.rate_set(LimitOf::Job, self.job, self.now_ms);
+        let expires_at = self.record.expires_at_ms.unwrap_or(u64::MAX);
+        let until = self.record.pace_until_ms?.min(expires_at);
+        let windows: Vec<Window> = self.windows().map(|(_, window)| window).collect();
+        let left = spread::left(windows.iter(), self.now_ms, until);
+        let rate = spread::rate(self.record.pending, left)?;
+        set.is_none().then_some((rate, until))
+    }
+
+    /// The pace of the job, if nothing else is in its way: it goes at that pace, or the next recipient
+    /// is not due yet.
+    fn paced(&self) -> Option<Hindrance> {
+        let (rate, until) = self.pace()?;
+        let per_second = rate.per_second();
+        let going = self.record.per_second(self.now_ms).unwrap_or(0.0);
+        let since = self
+            .record
+            .progress_at_ms
+            .unwrap_or(self.record.due_at_ms());
+        let silent = self.now_ms.saturating_sub(since) as f64 / 1000.0;
+        let due = silent * per_second < DUE_MAX || silent * 1000.0 < PATIENCE_MS as f64;
+        (going >= NEARLY_ALL * per_second || due).then(|| {
+            let what = format!(
+                "spread evenly until {}: {} recipient(s) are left, {}",
+                rfc3339(until),
+                self.record.pending,
+                speed(per_second)
+            );
+            hindrance(Cause::Pace, what, Some(until))
+        })
     }
 
     fn target(&self) -> Option<&'a TargetFacts> {
@@ -376,20 +393,22 @@ impl<'a> Situation<'a> {
 
     /// The hindrances of the limits that the job has reached. `booked`: the booked share of each
     /// burst.
-    fn reached(&self, limits: Vec<(Limit<'_>, Hindrance)>, booked: &[f64]) -> Vec<Hindrance> {
+    fn reached(&self, limits: &[InForce<'_>], booked: &[f64]) -> Vec<Hindrance> {
         let recipients = self.record.per_second(self.now_ms).unwrap_or(0.0);
         let per_call = self.target().map_or(1, |it| it.recipients_per_call.max(1));
-        let is_reached = |limit: &Limit<'_>, booked: f64| {
-            let units = match limit.cost {
+        let is_reached = |limit: &InForce<'_>, booked: f64| {
+            let units = match limit.cost() {
                 Cost::PerCall => recipients / per_call as f64,
                 Cost::PerRecipient => recipients,
             };
-            booked >= MOSTLY_BOOKED || units >= NEARLY_ALL * limit.rate.per_second()
+            // With a small burst, the next unit has to wait long before most is booked.
+            let must_wait = booked * f64::from(limit.rate.burst) > f64::from(limit.rate.burst - 1);
+            booked >= MOSTLY_BOOKED || must_wait || units >= NEARLY_ALL * limit.rate.per_second()
         };
-        let limits = limits.into_iter().zip(booked);
+        let limits = limits.iter().zip(booked);
         limits
-            .filter(|((limit, _), booked)| is_reached(limit, **booked))
-            .map(|((_, hindrance), _)| hindrance)
+            .filter(|(limit, booked)| is_reached(limit, **booked))
+            .map(|(limit, _)| self.limited_by(limit))
             .collect()
     }
 
@@ -430,10 +449,16 @@ impl<'a> Situation<'a> {
         let moves =
             rate.is_some_and(|rate| rate > 0.0) && record.progress_at_ms.is_some_and(lately);
         let work = Work::of(self);
+        if let Some(pace) = self.paced() {
+            return Some(pace);
+        }
         if !moves {
             // Calls that hang hold everybody up, also those that wait for a place.
             if let Some(slow) = self.slow_calls() {
                 return Some(slow);
+            }
+            if let Some(hours) = self.own_hours(&work) {
+                return Some(hours);
             }
             if rate.is_none() && record.progress_at_ms.is_some() && work.places > 0 {
                 return None;
@@ -600,11 +625,20 @@ fn hindrance(cause: Cause, what: String, until_ms: Option<u64>) -> Hindrance {
     Hindrance { cause, what, until }
 }
 
+/// `4.2/s`, `0.5/min`
+fn speed(per_second: f64) -> String {
+    match per_second {
+        1.0.. => format!("{per_second:.1}/s"),
+        per_second if per_second * 60.0 >= 1.0 => format!("{:.1}/min", per_second * 60.0),
+        per_second => format!("{:.2}/h", per_second * 3600.0),
+    }
+}
+
 /// The report names the job already.
 fn about(scope: Scope, name: &str) -> String {
     match scope {
         Scope::Job => "job".to_owned(),
-        Scope::Target | Scope::App => format!("{} {name}", scope.as_str()),
+        Scope::Target | Scope::App | Scope::Shared => format!("{} {name}", scope.as_str()),
     }
 }
 
@@ -617,10 +651,12 @@ fn until(ms: Option<u64>) -> String {
 mod tests {
     use super::*;
     use crate::domain::accounts::Accounts;
-    use crate::domain::directive::Subject;
+    use crate::domain::directive::{Action, Subject};
+    use crate::domain::job_limits::LimitKind;
     use crate::domain::pace::{Mark, Pace};
     use crate::domain::slice::Shape;
     use crate::ports::{JobAtWork, ParkReason, UnderWay};
+    use crate::service::control::SharedLimit;
     use crate::service::control::tests::facts;
 
     const NOW: u64 = 1_000_000;
@@ -645,7 +681,9 @@ mod tests {
             waited_at_ms: None,
             submissions: 1,
             warnings: Vec::new(),
+            sender: None,
             window: None,
+            pace_until_ms: None,
             category: None,
             rate: None,
             priority: None,
@@ -736,7 +774,7 @@ mod tests {
         };
         let mut found = situation.stops();
         if found.is_empty() {
-            found = situation.reached(situation.limits(), booked);
+            found = situation.reached(&situation.limits(), booked);
         }
         if found.is_empty() {
             found.extend(situation.unlimited());
@@ -975,6 +1013,146 @@ mod tests {
         // All its slices have places: others take nothing from it.
         let beats = [at_work(&[("shop", "one", 2, 5), ("shop", "k", 2, 0)])];
         assert_eq!(note(&beats)[0].0, Cause::Target);
+    }
+
+    #[test]
+    fn limits_of_senders_days_and_accounts_are_told_apart() {
+        let rate = |text: &str| Some(text.parse().unwrap());
+        let mut facts = facts();
+        let im = facts.targets.get_mut("im").unwrap();
+        (im.limit, im.daily_limit) = (None, rate("9/day"));
+        (im.sender_limit, im.sender) = (rate("5/h"), Some("news".to_owned()));
+        im.shared_limit = Some(SharedLimit {
+            name: "cloud".to_owned(),
+            rate: "7/s".parse().unwrap(),
+        });
+        let told = |record: &JobRecord, directives: Vec<Directive>| {
+            let situation = Situation {
+                board: &Board::new(directives),
+                park: None,
+                beats: &working(&[(0, 0)]),
+                facts: &facts,
+                record,
+                reader: Reader::Administrator,
+                job: "",
+                now_ms: NOW,
+            };
+            let limits = situation.limits();
+            let names: Vec<_> = limits.iter().map(|it| it.limiter.to_string()).collect();
+            let told = situation.reached(&limits, &vec![1.0; limits.len()]);
+            let told: Vec<_> = told.into_iter().map(|it| (it.cause, it.what)).collect();
+            (names, told)
+        };
+        let (names, found) = told(&record(), Vec::new());
+        let shared = "all targets that share the limit cloud";
+        assert_eq!(
+            found,
+            as_told([
+                (Cause::TargetLimit, "target im has the limit 9/day"),
+                (
+                    Cause::SenderLimit,
+                    "sender news at target im has the limit 5/h"
+                ),
+                (Cause::SharedLimit, &format!("{shared}: 7/s")),
+            ])
+        );
+        // The limiter is that of the sender, whether the job names it or the target does.
+        let named = |sender: &str| JobRecord {
+            sender: Some(sender.to_owned()),
+            ..record()
+        };
+        assert_eq!(told(&named("news"), Vec::new()).0, names);
+        let (others, found) = told(&named("alerts"), Vec::new());
+        assert_ne!(others[1], names[1]);
+        assert!(found[1].1.starts_with("sender alerts at "), "{found:?}");
+        let set = |scope, name, kind| {
+            let rate = "3/day".parse().unwrap();
+            directive(Subject::new(scope, name), Action::limit(kind, rate))
+        };
+        let (_, found) = told(
+            &record(),
+            vec![
+                set(Scope::Shared, "cloud", LimitKind::Main),
+                set(Scope::Target, "im", LimitKind::Sender),
+                set(Scope::App, "shop", LimitKind::Daily),
+            ],
+        );
+        let set = "set to 3/day burst 1 by ana: wrong picture";
+        assert_eq!(
+            found[1..],
+            as_told([
+                (Cause::AppLimit, &*format!("app shop daily limit {set}")),
+                (
+                    Cause::SenderLimit,
+                    &format!("sender news at target im limit of each sender {set}")
+                ),
+                (Cause::SharedLimit, &format!("{shared} rate {set}")),
+            ])
+        );
+    }
+
+    /// A limit with a small burst holds the next unit up as soon as any is booked.
+    #[test]
+    fn a_slow_limit_is_reached_between_two_units() {
+        let slow = JobRecord {
+            rate: Some("6/h".to_owned()),
+            ..record()
+        };
+        let what = (Cause::JobLimit, "job has the limit 6/h burst 1");
+        assert_eq!(note(&slow, Vec::new(), None, &[0.0, 0.1]), as_told([what]));
+        assert_eq!(note(&slow, Vec::new(), None, &[0.0, 0.0]), []);
+    }
+
+    #[test]
+    fn a_job_that_is_spread_over_a_time_says_so() {
+        let paced = JobRecord {
+            pace_until_ms: Some(NOW + 600_000),
+            pending: 10,
+            progress_at_ms: Some(NOW - 50_000),
+            accounts: Accounts {
+                total: 20,
+                sent: 10,
+                ..Accounts::default()
+            },
+            ..record()
+        };
+        let what = "spread evenly until 1970-01-01T00:26:40Z: 10 recipient(s) are left, 1.0/min";
+        let found = |record: &JobRecord, directives| note(record, directives, None, &[0.0, 0.0]);
+        assert_eq!(found(&paced, vec![]), as_told([(Cause::Pace, what)]));
+        // Two more are due and did not come, so something else holds it up.
+        let late = JobRecord {
+            progress_at_ms: Some(NOW - 130_000),
+            ..paced.clone()
+        };
+        assert_eq!(found(&late, vec![])[0].0, Cause::Waiting);
+        let past = JobRecord {
+            pace_until_ms: Some(NOW),
+            ..paced.clone()
+        };
+        assert_eq!(found(&past, vec![])[0].0, Cause::Waiting);
+        // A rate that was set applies instead.
+        let subject = Subject::new(Scope::Job, paced.job.to_string());
+        let rate = Action::Rate {
+            rate: "7/s".parse().unwrap(),
+        };
+        let set = directive(subject, rate);
+        assert_eq!(found(&paced, vec![set])[0].0, Cause::Waiting);
+    }
+
+    #[test]
+    fn a_job_of_recipients_with_hours_of_their_own_is_not_outside_of_its_hours() {
+        let own = JobRecord {
+            window: Some("01:00-02:00 vars.tz or UTC".to_owned()),
+            accepted_at_ms: NOW - 9_000,
+            ..record()
+        };
+        let what = "recipients wait for their own sending hours (01:00-02:00 vars.tz or UTC), or for \
+                    the next attempt";
+        let found = note(&own, Vec::new(), None, &[0.0]);
+        assert_eq!(found, as_told([(Cause::SendingHours, what)]));
+        let beats = [at_work(&[("shop", "k", 1, 0)])];
+        let found = told_with(&beats, &own, Vec::new(), None, &[0.0]);
+        assert_eq!(found[0].0, Cause::Waiting, "it has a place: {found:?}");
     }
 
     #[test]

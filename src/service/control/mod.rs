@@ -5,6 +5,7 @@
 //! Directives are in the store, and workers look there twice a second.
 
 mod hindrance;
+mod limits;
 mod many;
 mod times;
 mod view;
@@ -16,15 +17,18 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::hindrance::{Cause, Hindrance, Reader, hindrances, stops};
+pub use self::limits::{InForce, LimitedJob, in_force};
 pub use self::many::{ManyCommand, ManyResult, Selection, carry_out_many};
 pub use self::times::{end_time, start_time};
 pub use self::view::{
     DirectiveView, LimitView, ParkView, TargetState, TargetView, limits, targets,
 };
+use crate::domain::cost::Prices;
 use crate::domain::directive::{Action, Board, Directive, Kind, Scope, Subject};
 use crate::domain::fields::{Problem, suggestion};
 use crate::domain::ids::JobId;
 use crate::domain::job;
+use crate::domain::job_limits::{LimitKind, LimitOf};
 use crate::domain::lane::Priority;
 use crate::domain::limits::Rate;
 use crate::domain::moment;
@@ -45,6 +49,8 @@ pub struct Facts {
     pub apps: BTreeMap<String, Option<Rate>>,
     /// Apps with a limit a day.
     pub daily_limits: BTreeMap<String, Rate>,
+    /// The limits that several targets can have together.
+    pub shared_limits: BTreeMap<String, Rate>,
     /// Apps with sending hours.
     pub windows: BTreeMap<String, Window>,
 }
@@ -67,8 +73,14 @@ pub struct TargetFacts {
     /// The limit that it has together with other targets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared_limit: Option<SharedLimit>,
+    /// The sender of jobs that name none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sender: Option<String>,
     pub recipients_per_call: usize,
     pub on_uncertain: OnUncertain,
+    /// What a message costs in units of its limits.
+    #[serde(skip)]
+    pub prices: Prices,
 }
 
 /// A limit that several targets have together.
@@ -85,8 +97,8 @@ pub enum Command {
     /// Ends a pause.
     Resume(Subject),
     Cancel(JobId),
-    /// Sets another rate, or the configured one again.
-    Rate(Subject, Option<Rate>),
+    /// Sets another rate for one of the limits, or the configured one again.
+    Rate(Subject, LimitKind, Option<Rate>),
     Priority(JobId, Priority),
     /// Moves the start of a job.
     Schedule(JobId, u64),
@@ -112,7 +124,7 @@ impl Command {
 
     pub fn subject(&self) -> Subject {
         match self {
-            Self::Pause(subject) | Self::Resume(subject) | Self::Rate(subject, _) => {
+            Self::Pause(subject) | Self::Resume(subject) | Self::Rate(subject, ..) => {
                 subject.clone()
             }
             Self::Cancel(job)
@@ -143,7 +155,7 @@ impl Command {
     /// The new value, for the audit trail.
     fn detail(&self) -> Option<String> {
         match self {
-            Self::Rate(_, rate) => {
+            Self::Rate(_, _, rate) => {
                 Some(rate.map_or_else(|| CONFIGURED.to_owned(), |it| it.to_string()))
             }
             Self::Priority(_, priority) => Some(priority.as_str().to_owned()),
@@ -272,11 +284,13 @@ pub async fn carry_out<S: Store>(
             store.direct(&directive(Action::Repair, until_ms)).await?;
             true
         }
-        Command::Rate(_, Some(rate)) => {
-            let rate = Action::Rate { rate: *rate };
-            store.direct(&directive(rate, until_ms)).await?;
-            // The operator knows which rate the target takes.
-            store.lift(&subject, Kind::Adapt).await?;
+        Command::Rate(_, kind, Some(rate)) => {
+            let action = Action::limit(*kind, *rate);
+            store.direct(&directive(action, until_ms)).await?;
+            if kind.is_main() {
+                // The operator knows which rate the target takes.
+                store.lift(&subject, Kind::Adapt).await?;
+            }
             true
         }
         Command::Priority(..) | Command::Schedule(..) | Command::Deadline(..) => {
@@ -291,9 +305,9 @@ pub async fn carry_out<S: Store>(
             // A job that met a configuration fault is tried again.
             store.lift(&subject, Kind::Park).await? || paused
         }
-        Command::Rate(_, None) => {
-            let adapted = store.lift(&subject, Kind::Adapt).await?;
-            store.lift(&subject, Kind::Rate).await? || adapted
+        Command::Rate(_, kind, None) => {
+            let adapted = kind.is_main() && store.lift(&subject, Kind::Adapt).await?;
+            store.lift(&subject, kind.directive()).await? || adapted
         }
         Command::Park(target) => {
             let park = Park {
@@ -375,7 +389,9 @@ async fn check<S: Store>(
     now_ms: u64,
 ) -> Result<Option<JobRecord>, ControlError> {
     let Subject { scope, name } = command.subject();
+    check_limit(command, scope).map_err(ControlError::Wrong)?;
     match scope {
+        Scope::Shared => known("shared limit", &name, facts.shared_limits.keys()).map(|()| None),
         Scope::Target => known("target", &name, facts.targets.keys()).map(|()| None),
         Scope::App => known("app", &name, facts.apps.keys()).map(|()| None),
         Scope::Job => {
@@ -398,11 +414,42 @@ async fn check<S: Store>(
             match cancelled.filter(|_| !may_follow) {
                 Some(cancelled) => Err(ControlError::TooLate(format!("job {id} was {cancelled}"))),
                 None => {
+                    let set = board.rate_set(LimitOf::Job, &name, now_ms);
+                    let record = match set {
+                        // The rate applies instead of the pace.
+                        Some(_) => JobRecord {
+                            pace_until_ms: None,
+                            ..record
+                        },
+                        None => record,
+                    };
                     check_times(command, &record, now_ms).map_err(ControlError::Wrong)?;
                     Ok(Some(record))
                 }
             }
         }
+    }
+}
+
+/// Whether there is such a limit, and whether it can have this rate.
+fn check_limit(command: &Command, scope: Scope) -> Result<(), Problem> {
+    let Command::Rate(_, kind, rate) = command else {
+        return Ok(());
+    };
+    if LimitOf::new(scope, *kind).is_none() {
+        let what = format!(
+            "{:?} is a limit that no {} has: \"daily\" is one of targets and apps, \"sender\" of targets",
+            kind.as_str(),
+            scope.as_str()
+        );
+        return Err(Problem::new("kind", what));
+    }
+    match rate {
+        Some(rate) if *kind == LimitKind::Daily && !rate.is_daily() => {
+            let what = format!("a rate a day such as \"100000/day\" is expected, not \"{rate}\"");
+            Err(Problem::new("rate", what))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -417,6 +464,15 @@ fn check_times(command: &Command, record: &JobRecord, now_ms: u64) -> Result<(),
             let start = record.not_before_ms.map_or_else(String::new, moment::text);
             let what = format!("{} is not after the start, {start}", moment::text(at));
             Err(Problem::new("expires_at", what))
+        }
+        Command::Schedule(_, at) if record.pace_until_ms.is_some_and(|end| at >= end) => {
+            let end = record.pace_until_ms.map_or_else(String::new, moment::text);
+            let what = format!(
+                "{} is not before {end}, until when the recipients are spread; set a rate first, which \
+                 applies instead",
+                moment::text(at)
+            );
+            Err(Problem::new("not_before", what))
         }
         Command::Schedule(_, at) if record.expires_at_ms.is_some_and(|end| at >= end) => {
             let end = record.expires_at_ms.map_or_else(String::new, moment::text);
@@ -485,14 +541,17 @@ mod tests {
             daily_limit: None,
             sender_limit: None,
             shared_limit: None,
+            sender: None,
             limit: Some("100/s".parse().unwrap()),
             recipients_per_call: 1,
             on_uncertain: OnUncertain::Retry,
+            prices: Prices::default(),
         };
         Facts {
             targets: [("im".to_owned(), im)].into(),
             apps: [("shop".to_owned(), None)].into(),
             daily_limits: BTreeMap::new(),
+            shared_limits: BTreeMap::new(),
             windows: [("night".to_owned(), "00:10-00:20 UTC".parse().unwrap())].into(),
         }
     }

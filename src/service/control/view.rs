@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Facts, TargetFacts, board};
 use crate::clock::rfc3339;
-use crate::domain::directive::{Action, Directive, Kind, Scope, Subject};
-use crate::domain::limits::Rate;
+use crate::domain::directive::{Action, Board, Directive, Kind, Scope, Subject};
+use crate::domain::job_limits::{LimitKind, LimitOf};
+use crate::domain::limits::{Rate, Weight};
 use crate::domain::moment;
-use crate::ports::{Directives, LedgerError, Park, ParkReason, Store};
+use crate::ports::{LedgerError, Limit, Park, ParkReason, Store};
 
 /// A directive as it is reported: the stores keep its times in another form.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -194,10 +195,7 @@ impl TargetView {
 }
 
 fn rate_of(directive: Option<&DirectiveView>) -> Option<Rate> {
-    match directive?.action {
-        Action::Rate { rate } => Some(rate),
-        _ => None,
-    }
+    directive?.action.rate()
 }
 
 /// All targets, by name.
@@ -226,7 +224,7 @@ pub async fn targets<S: Store>(
             state,
             adapted_limit: board
                 .adapted(name, now_ms)
-                .and_then(|_| board.rate(Scope::Target, name, facts.limit, now_ms)),
+                .and_then(|_| board.rate(LimitOf::Target, name, facts.limit, now_ms)),
             live_limit: find(Kind::Rate),
             paused,
             parked,
@@ -240,44 +238,97 @@ pub async fn targets<S: Store>(
 pub struct LimitView {
     #[serde(flatten)]
     pub subject: Subject,
+    /// Which of its limits it is: the main one, the one a day, or that of each of its senders.
+    #[serde(default, skip_serializing_if = "LimitKind::is_main")]
+    pub kind: LimitKind,
     /// The configured limit; empty for jobs, whose own limit the job carries.
     pub configured: Option<Rate>,
     /// The directive that replaces it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live: Option<DirectiveView>,
+    /// The part of it that applies while it climbs back, after the target throttled us or was parked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapted: Option<Rate>,
+    /// The share of its burst that is booked now: from 1 on, the next unit has to wait. Not known of
+    /// senders, each of whom has a limit of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booked: Option<f64>,
 }
 
 impl LimitView {
-    /// The rate in force.
+    /// The rate that was set, or else the configured one.
     pub fn limit(&self) -> Option<Rate> {
         rate_of(self.live.as_ref()).or(self.configured)
     }
 }
 
-/// The limits of all targets and apps, and of the jobs that have a live one.
-pub async fn limits(
-    store: &impl Directives,
+/// The limits of all targets and apps, the shared ones, and those of jobs that have a live one. Of
+/// the further limits of a target or an app, those that there are.
+pub async fn limits<S: Store>(
+    store: &S,
     facts: &Facts,
     now_ms: u64,
 ) -> Result<Vec<LimitView>, LedgerError> {
     let board = board(store).await?;
-    let view = |scope, name: &String, configured| LimitView {
-        live: board
-            .find(scope, name, Kind::Rate, now_ms)
-            .cloned()
-            .map(DirectiveView::from),
-        subject: Subject::new(scope, name),
-        configured,
+    let mut rows = rows(facts, &board, now_ms);
+    let in_use = rows.iter().enumerate().filter_map(|(at, (limit, view))| {
+        let rate = view.adapted.or(view.limit())?;
+        let limit = Limit {
+            scope: limit.scope(),
+            name: &view.subject.name,
+            rate,
+            cost: rate.cost.unwrap_or(limit.scope().usual_cost()),
+            weight: Weight::ONE,
+        };
+        (view.kind != LimitKind::Sender).then_some((at, limit))
+    });
+    let (places, in_use): (Vec<_>, Vec<_>) = in_use.unzip();
+    let booked = store.booked(&in_use).await?;
+    for (at, booked) in places.into_iter().zip(booked) {
+        rows[at].1.booked = Some(booked);
+    }
+    Ok(rows.into_iter().map(|(_, view)| view).collect())
+}
+
+fn rows(facts: &Facts, board: &Board, now_ms: u64) -> Vec<(LimitOf, LimitView)> {
+    let row = |limit: LimitOf, name: &str, configured: Option<Rate>| {
+        let (scope, kind) = limit.subject();
+        let live = board.find(scope, name, kind.directive(), now_ms).cloned();
+        let adapted = (limit == LimitOf::Target).then(|| board.adapted(name, now_ms));
+        let adapted = adapted.flatten();
+        let view = LimitView {
+            subject: Subject::new(scope, name),
+            kind,
+            configured,
+            live: live.map(DirectiveView::from),
+            adapted: adapted.and_then(|_| board.rate(limit, name, configured, now_ms)),
+            booked: None,
+        };
+        (limit, view)
     };
-    let targets = facts.targets.iter();
-    let targets = targets.map(|(name, facts)| view(Scope::Target, name, facts.limit));
-    let apps = facts.apps.iter();
-    let apps = apps.map(|(name, limit)| view(Scope::App, name, *limit));
+    let is_there = |(_, view): &(LimitOf, LimitView)| view.kind.is_main() || view.limit().is_some();
+    let targets = facts.targets.iter().flat_map(|(name, target)| {
+        [
+            row(LimitOf::Target, name, target.limit),
+            row(LimitOf::TargetDaily, name, target.daily_limit),
+            row(LimitOf::Sender, name, target.sender_limit),
+        ]
+    });
+    let shared = facts.shared_limits.iter();
+    let shared = shared.map(|(name, rate)| row(LimitOf::Shared, name, Some(*rate)));
+    let apps = facts.apps.iter().flat_map(|(name, limit)| {
+        let daily = facts.daily_limits.get(name).copied();
+        [
+            row(LimitOf::App, name, *limit),
+            row(LimitOf::AppDaily, name, daily),
+        ]
+    });
     let mut jobs: Vec<_> = board
         .all(now_ms)
         .filter(|it| it.subject.scope == Scope::Job && it.action.kind() == Kind::Rate)
-        .map(|it| view(Scope::Job, &it.subject.name, None))
+        .map(|it| row(LimitOf::Job, &it.subject.name, None))
         .collect();
-    jobs.sort_by(|a, b| a.subject.cmp(&b.subject));
-    Ok(targets.chain(apps).chain(jobs).collect())
+    jobs.sort_by(|(_, a), (_, b)| a.subject.cmp(&b.subject));
+    let all = targets.chain(shared).chain(apps).chain(jobs);
+    all.filter(is_there).collect()
 }

@@ -7,7 +7,8 @@
 --          14 callback URL or ''  15 queue to reply to or ''  16 priority
 --          17 1 if the submission counts as expanded at once  18 recipients per slice
 --          19 expires at in ms or ''  20 tags as JSON or ''
---          21 sending hours or ''  22 category or ''  23 second target or ''
+--          21 sending hours or ''  22 category or ''  23 second target or ''  24 sender or ''
+--          25 spread until, in ms, or ''
 -- Returns  {'conflict'}, {'settled'}, {'again', buckets, version, cut} or
 --          {'expand', buckets, version, cut, 1 if this is the first submission};
 --          the version of the stored message that the job started with, 0 if there is none; the
@@ -59,7 +60,7 @@ if first then
   end
   local optional = {
     [13] = 'not_before_ms', [19] = 'expires_at_ms', [20] = 'tags', [21] = 'window', [22] = 'category',
-    [23] = 'fallback',
+    [23] = 'fallback', [24] = 'sender', [25] = 'pace_until_ms',
   }
   for i, field in pairs(optional) do
     if ARGV[i] ~= '' then

@@ -31,6 +31,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
     }
 
     async fn end(&mut self, stop: Option<Pause>) -> Result<DeliveryEnd, Lost> {
+        let stopped = stop.is_some();
         match stop {
             None => {
                 let delay = self.delivery.delay();
@@ -49,6 +50,9 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
         }
         self.give_up_asked().await;
         self.bury().await?;
+        if !stopped {
+            self.delivery.wait_for_hours(now_ms());
+        }
         self.finish_record().await?;
         self.tell_reached().await;
         let scope = self.scope;

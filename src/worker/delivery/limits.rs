@@ -8,9 +8,8 @@ use tokio::time::{Instant, timeout};
 
 use super::{DeliveryScope, Pause};
 use crate::clock::now_ms;
-use crate::domain::cost::COST_MAX;
 use crate::domain::directive::{Board, SliceControl};
-use crate::domain::ids::digest_hex;
+use crate::domain::job_limits::{LimitOf, Limited, Rates};
 use crate::domain::limits::{LimitScope, Rate, Weight};
 use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again};
 use crate::domain::slice::Head;
@@ -53,34 +52,17 @@ impl Units {
     }
 }
 
-/// The limits of a job besides those that operators can change while it runs.
-pub(super) fn further(
-    target: &TargetRuntime,
-    head: &Head,
-    app: Option<&AppRuntime>,
-    weight: Weight,
-) -> Vec<LimitKey> {
-    let mut limits = Vec::new();
-    if let Some(rate) = target.daily_limit {
-        limits.push(key(LimitScope::Target, head.target.clone(), rate, weight));
-    }
-    if let Some(shared) = &target.shared_limit {
-        let (name, rate) = (shared.name.clone(), shared.rate);
-        // The other targets may have other prices.
-        let max = COST_MAX;
-        let weight = Weight { max, ..weight };
-        limits.push(key(LimitScope::Shared, name, rate, weight));
-    }
-    if let Some(rate) = target.sender_limit {
-        // The sender is an id of the backend, which may have any characters.
-        let sender = digest_hex(&[target.target.sender(head).as_bytes()], 16);
-        let name = format!("{}/{sender}", head.target);
-        limits.push(key(LimitScope::Sender, name, rate, weight));
-    }
-    if let Some(rate) = app.and_then(|app| app.daily_limit) {
-        limits.push(key(LimitScope::App, head.app.clone(), rate, Weight::ONE));
-    }
-    limits
+/// The configured limits that apply to a job.
+pub(super) fn configured(target: &TargetRuntime, app: Option<&AppRuntime>, head: &Head) -> Rates {
+    let mut rates = Rates::default();
+    rates[LimitOf::Target] = target.limit;
+    rates[LimitOf::TargetDaily] = target.daily_limit;
+    rates[LimitOf::Sender] = target.sender_limit;
+    rates[LimitOf::Shared] = target.shared_limit.as_ref().map(|shared| shared.rate);
+    rates[LimitOf::App] = app.and_then(|app| app.limit);
+    rates[LimitOf::AppDaily] = app.and_then(|app| app.daily_limit);
+    rates[LimitOf::Job] = head.rate;
+    rates
 }
 
 fn key(scope: LimitScope, name: String, rate: Rate, weight: Weight) -> LimitKey {
@@ -118,7 +100,9 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
     ) -> Result<Option<Granted<'a>>, Pause> {
         self.wait_while_parked().await?;
         let recipients = waiting.min(places.saturating_mul(self.per_call));
-        let ask = self.ask(&self.control(&directives.borrow()), recipients);
+        let control = self.control(&directives.borrow());
+        let mut ask = self.ask(&control, recipients);
+        ask.limits.extend(self.pace(&control).await);
         if ask.limits.is_empty() {
             let first = self.permit().await?;
             if self.is_limited(&self.control(&directives.borrow())) {
@@ -230,38 +214,57 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         }
     }
 
+    /// Until when the job is spread over the time. A rate that an operator set applies instead.
+    fn pace_until(&self, control: &SliceControl) -> Option<u64> {
+        let head = &self.slice.head;
+        let until = head.pace_until_ms?;
+        let (_, expires_at) = control.times(head);
+        let until = expires_at.map_or(until, |at| at.min(until));
+        let set = control.rates[LimitOf::Job].is_some();
+        (!set && until > now_ms()).then_some(until)
+    }
+
+    /// The limit that spreads the job over the time.
+    async fn pace(&self, control: &SliceControl) -> Option<LimitKey> {
+        let until = self.pace_until(control)?;
+        let (id, context) = (self.slice.head.id, &*self.session.context);
+        let windows = self.slice.head.window.iter().chain(&self.app_window);
+        let here = self.slice.recipients.len();
+        let rate = context.pace(id, until, windows, here).await?;
+        Some(LimitKey {
+            alone: self.goes_without_ledger(),
+            ..key(LimitScope::Pace, self.job.clone(), rate, Weight::ONE)
+        })
+    }
+
     /// Whether any limit applies.
     pub(super) fn is_limited(&self, control: &SliceControl) -> bool {
-        let mut rates = self.rates.iter().zip(control.rates);
-        !self.further.is_empty() || rates.any(|(configured, live)| live.or(*configured).is_some())
+        control.rates.any() || self.rates.any() || self.pace_until(control).is_some()
     }
 
     /// The units that so many recipients take.
     fn ask(&self, control: &SliceControl, recipients: usize) -> Ask {
         let head = &self.slice.head;
         let (alone, now) = (self.goes_without_ledger(), now_ms());
-        let names = [
-            (LimitScope::Target, head.target.as_str()),
-            (LimitScope::App, head.app.as_str()),
-            (LimitScope::Job, self.job.as_str()),
-        ];
-        let rates = self.rates.iter().zip(control.rates).zip(names);
-        let limits = rates.filter_map(|((configured, live), (scope, name))| {
-            let rate = live.or(*configured)?;
-            let climb = control.adapted.filter(|_| scope == LimitScope::Target);
+        let shared = self.target.shared_limit.as_ref();
+        let limited = Limited {
+            target: &head.target,
+            app: &head.app,
+            job: &self.job,
+            sender: self.target.target.sender(head),
+            shared: shared.map(|shared| &*shared.name),
+        };
+        let limits = control.rates.or(&self.rates).all().map(|(limit, rate)| {
+            let climb = control.adapted.filter(|_| limit == LimitOf::Target);
             let rate = climb.map_or(rate, |climb| climb.rate(rate, now));
-            let weight = match scope {
-                LimitScope::Target => self.weight,
-                _ => Weight::ONE,
-            };
-            Some(key(scope, name.to_owned(), rate, weight))
+            let (name, weight) = (limited.name(limit), limit.weight(self.weight));
+            LimitKey {
+                alone,
+                ..key(limit.scope(), name.into_owned(), rate, weight)
+            }
         });
-        let further = self.further.iter().cloned();
         Ask {
-            limits: limits
-                .chain(further)
-                .map(|limit| LimitKey { alone, ..limit })
-                .collect(),
+            limits: limits.collect(),
             recipients: u32::try_from(recipients).unwrap_or(u32::MAX),
             per_call: u32::try_from(self.per_call).unwrap_or(u32::MAX),
             small_job: self.slice.lane.is_of_small_jobs(),

@@ -96,6 +96,7 @@ impl Job {
             expires_at_ms: None,
             rate: None,
             window: None,
+            pace_until_ms: None,
             category: None,
             on_uncertain: None,
             callback_url: None,
@@ -123,7 +124,9 @@ impl Job {
             parts: 1,
             shape: self.shape,
             slice_recipients: 500,
+            sender: None,
             window: None,
+            pace_until_ms: None,
             category: None,
             rate: None,
             priority: self.head.priority,
@@ -1504,7 +1507,9 @@ async fn a_record_tells_limit_start_and_pace(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(4));
     let first = Submission {
         rate: Some("50/s burst 5".to_owned()),
+        sender: Some("news".to_owned()),
         window: Some("09:00-21:00 Asia/Shanghai".to_owned()),
+        pace_until_ms: Some(1_700_000_900_000),
         category: Some("marketing".to_owned()),
         not_before_ms: Some(1_700_000_100_000),
         reply_to: Some("done".to_owned()),
@@ -1525,6 +1530,8 @@ async fn a_record_tells_limit_start_and_pace(bench: &impl StoreBench) {
     let window = record.window.as_deref();
     assert_eq!(window, Some("09:00-21:00 Asia/Shanghai"));
     assert_eq!(record.category.as_deref(), Some("marketing"));
+    assert_eq!(record.sender.as_deref(), Some("news"));
+    assert_eq!(record.pace_until_ms, Some(1_700_000_900_000));
     assert_eq!(record.not_before_ms, Some(1_700_000_100_000));
     assert_eq!(record.per_second(record.accepted_at_ms), None);
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use fanwise::domain::limits::{Cost, Grant, LimitScope, Weight};
+use fanwise::domain::limits::{Cost, Grant, LimitScope, Rate, Weight};
 use fanwise::ports::{Limit, Limiter, Park, ParkReason};
 
 use super::{StoreBench, TARGET};
@@ -14,6 +14,7 @@ on_all! { EmbeddedBench, RedisBench, ClusterBench:
     what_is_refunded_can_be_had_again,
     what_is_booked_can_be_told,
     dear_and_light_messages_share_a_limit,
+    a_pace_that_changes_keeps_what_was_booked,
     a_target_is_parked_until_the_later_end,
 }
 
@@ -190,6 +191,30 @@ async fn dear_and_light_messages_share_a_limit(bench: &impl StoreBench) {
         matches!(grant, Grant::Later { after } if after > Duration::from_secs(49 * 60)),
         "{grant:?}"
     );
+}
+
+/// A job that is spread over a time has one limiter, however its rate changes, so that workers may
+/// each derive the rate.
+async fn a_pace_that_changes_keeps_what_was_booked(bench: &impl StoreBench) {
+    let store = bench.store();
+    let pace = |recipients, seconds| Limit {
+        scope: LimitScope::Pace,
+        rate: Rate::spread(recipients, Duration::from_secs(seconds), Cost::PerRecipient),
+        ..limit("1/h", Cost::PerRecipient)
+    };
+    let lease = async |limit, wait| store.lease(&limit, 1, wait).await.unwrap();
+    // One in ten minutes, then as seldom with another number and time.
+    assert_eq!(lease(pace(6, 3600), Duration::ZERO).await, at_once(1));
+    for again in [pace(5, 3000), pace(11, 6600)] {
+        let grant = lease(again, Duration::ZERO).await;
+        assert!(
+            matches!(grant, Grant::Later { after } if after > Duration::from_secs(590)),
+            "{grant:?}"
+        );
+    }
+    // A list that grew makes it faster at once.
+    let grant = lease(pace(36_000, 3600), Duration::from_secs(1)).await;
+    assert!(matches!(grant, Grant::Units { .. }), "{grant:?}");
 }
 
 /// Of two parkings the one that ends later counts, until the target is unparked.

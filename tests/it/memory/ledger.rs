@@ -204,7 +204,9 @@ fn record(job: JobId, app: &str, client_msg_no: &str, target: &str, at_ms: u64) 
         submissions: 0,
         shape: Shape { buckets: 0 },
         warnings: Vec::new(),
+        sender: None,
         window: None,
+        pace_until_ms: None,
         category: None,
         rate: None,
         priority: None,
@@ -282,7 +284,9 @@ impl State {
             record.warnings.clone_from(&submission.warnings);
             record.template = submission.template;
             record.rate.clone_from(&submission.rate);
+            record.sender.clone_from(&submission.sender);
             record.window.clone_from(&submission.window);
+            record.pace_until_ms = submission.pace_until_ms;
             record.category.clone_from(&submission.category);
             record.priority = Some(submission.priority);
             record.not_before_ms = submission.not_before_ms;

@@ -45,6 +45,8 @@ function Facts({ job }) {
     [t('Accepted'), time(job.accepted_at)],
     job.not_before && [t('Not before'), time(job.not_before)],
     job.expires_at && [t('Expires'), time(job.expires_at)],
+    job.window && [t('Sending hours'), job.window],
+    job.pace_until && [t('Spread until'), time(job.pace_until)],
     job.tags && [t('Tags'), job.tags.join(', ')],
     job.progress_at && [t('Last outcome'), time(job.progress_at)],
     job.completed_at && [t('Completed'), `${time(job.completed_at)} (${duration((new Date(job.completed_at) - new Date(job.accepted_at)) / 1000)})`],
