@@ -72,6 +72,11 @@
 //! wait for a place. Paused work waits on the retry ladder and looks again after as long as the
 //! pause has lasted, at most a minute ([`domain::directive`]).
 //!
+//! *Time.* Outside of the sending hours slices wait on the ladder. Where recipients bring a zone of
+//! their own, a slice leaves those outside of their hours for its remainder ([`domain::own_hours`]).
+//! A job that is spread over a time has a rate that every worker derives from what is pending and the
+//! time that is left, and all book it with one limiter ([`domain::spread`]).
+//!
 //! *Frequency caps.* The store keeps, per app, category and recipient, when which jobs sent last. A
 //! recipient takes a unit between claim and call, and one without a free unit ends `capped`
 //! ([`domain::frequency_cap`], [`ports::FrequencyCaps`]).

@@ -461,7 +461,7 @@ mod tests {
         let (_, problems) = parse(body);
         let text = problems.join("\n");
         for part in [
-            "scope: target, app or job",
+            "scope: target, app, shared or job",
             "rate: ",
             "expires_in: ",
             "did you mean `reason`",
