@@ -26,7 +26,7 @@ pub fn rate(pending: u64, left: Duration) -> Option<Rate> {
 /// The time between two moments in which all these windows are open. If they are open at no time,
 /// the whole time: a job with the zones of its recipients may still have some to send to.
 pub fn left<'a>(
-    windows: impl Iterator<Item = &'a Window> + Clone,
+    windows: &(impl Iterator<Item = &'a Window> + Clone),
     now_ms: u64,
     until_ms: u64,
 ) -> Duration {
@@ -51,7 +51,7 @@ pub fn left<'a>(
 /// When all these windows have been open for so long, from a moment on. With no time needed, when
 /// they are first open.
 pub fn end_ms<'a>(
-    windows: impl Iterator<Item = &'a Window> + Clone,
+    windows: &(impl Iterator<Item = &'a Window> + Clone),
     from_ms: u64,
     needed: Duration,
 ) -> u64 {
@@ -93,7 +93,7 @@ mod tests {
     fn hours_left(windows: &[&str], from: u64, until: u64) -> f64 {
         let windows: Vec<Window> = windows.iter().map(|it| it.parse().unwrap()).collect();
         let (from, until) = (MIDNIGHT + from * HOUR_MS, MIDNIGHT + until * HOUR_MS);
-        left(windows.iter(), from, until).as_secs_f64() / 3600.0
+        left(&windows.iter(), from, until).as_secs_f64() / 3600.0
     }
 
     #[test]
@@ -119,7 +119,7 @@ mod tests {
         let end = |windows: &[&str], from: u64, hours: u64| {
             let windows: Vec<Window> = windows.iter().map(|it| it.parse().unwrap()).collect();
             let needed = Duration::from_secs(hours * 3600);
-            (end_ms(windows.iter(), MIDNIGHT + from * HOUR_MS, needed) - MIDNIGHT) / HOUR_MS
+            (end_ms(&windows.iter(), MIDNIGHT + from * HOUR_MS, needed) - MIDNIGHT) / HOUR_MS
         };
         assert_eq!(end(&[], 6, 30), 36);
         let day = ["09:00-21:00 UTC"];
@@ -144,8 +144,8 @@ mod tests {
             let hours = format!("{:02}:00-{:02}:00 Europe/Berlin", open, (open + length) % 24);
             let windows = [hours.parse::<Window>().unwrap()];
             let (from, needed) = (MIDNIGHT + from * HOUR_MS, Duration::from_secs(minutes * 60));
-            let end = end_ms(windows.iter(), from, needed);
-            prop_assert_eq!(left(windows.iter(), from, end), needed);
+            let end = end_ms(&windows.iter(), from, needed);
+            prop_assert_eq!(left(&windows.iter(), from, end), needed);
         }
     }
 

@@ -64,7 +64,7 @@ impl<S: Store, T> Context<S, T> {
         &self,
         job: JobId,
         until_ms: u64,
-        windows: impl Iterator<Item = &'a Window> + Clone,
+        windows: &(impl Iterator<Item = &'a Window> + Clone),
         here: usize,
     ) -> Option<Rate> {
         if let Some(known) = self.paces.known(job, until_ms, Instant::now()) {

@@ -167,12 +167,12 @@ impl Rehearsal {
             .limited(calls, recipients, facts, board, now_ms)
             .unzip();
         let needed = needed.unwrap_or_default();
-        let mut end = spread::end_ms(windows.clone(), start, needed);
+        let mut end = spread::end_ms(&windows, start, needed);
         let mut why = limit;
         if let Some(until) = head.pace_until_ms {
             let gaps = recipients.saturating_sub(1) as f64 / recipients.max(1) as f64;
-            let left = spread::left(windows.clone(), start, until);
-            let paced = spread::end_ms(windows.clone(), start, left.mul_f64(gaps));
+            let left = spread::left(&windows, start, until);
+            let paced = spread::end_ms(&windows, start, left.mul_f64(gaps));
             if paced > end {
                 (end, why) = (paced, Some(format!("spread until {}", moment::text(until))));
             }
@@ -181,7 +181,7 @@ impl Rehearsal {
         if start > now_ms {
             whys.push(format!("not before {}", moment::text(start)));
         }
-        if spread::end_ms(std::iter::empty(), start, needed) < end {
+        if spread::end_ms(&std::iter::empty(), start, needed) < end {
             whys.extend(windows.map(|window| format!("within {window}")));
         }
         let seconds = end.saturating_sub(now_ms).div_ceil(1000);

@@ -359,7 +359,7 @@ impl<'a> Situation<'a> {
         let expires_at = self.record.expires_at_ms.unwrap_or(u64::MAX);
         let until = self.record.pace_until_ms?.min(expires_at);
         let windows: Vec<Window> = self.windows().map(|(_, window)| window).collect();
-        let left = spread::left(windows.iter(), self.now_ms, until);
+        let left = spread::left(&windows.iter(), self.now_ms, until);
         let rate = spread::rate(self.record.pending, left)?;
         set.is_none().then_some((rate, until))
     }

@@ -230,7 +230,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         let (id, context) = (self.slice.head.id, &*self.session.context);
         let windows = self.slice.head.window.iter().chain(&self.app_window);
         let here = self.slice.recipients.len();
-        let rate = context.pace(id, until, windows, here).await?;
+        let rate = context.pace(id, until, &windows, here).await?;
         Some(LimitKey {
             alone: self.goes_without_ledger(),
             ..key(LimitScope::Pace, self.job.clone(), rate, Weight::ONE)
