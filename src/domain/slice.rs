@@ -453,8 +453,8 @@ impl Head {
 
 /// A list is cut into this many slices, if each then has `SLICE_RECIPIENTS_MIN`: a job of some
 /// hundred recipients is to have its share at several workers, and at several places of each.
-const SLICES_WANTED: usize = 16;
-const SLICE_RECIPIENTS_MIN: usize = 32;
+const SLICES_WANTED: usize = 8;
+const SLICE_RECIPIENTS_MIN: usize = 64;
 
 /// The most recipients of a slice, whatever its message.
 pub const SLICE_RECIPIENTS_MAX: u32 = 5000;
@@ -505,8 +505,9 @@ mod tests {
         };
         assert_eq!(
             [1, 100, 101, 500, 1600].map(|it| slices(it, 1)),
-            [1, 1, 4, 16, 16]
+            [1, 1, 2, 8, 8]
         );
+        assert_eq!(slices(4_000, 1), 8);
         assert_eq!(slices(8_000, 1), 16);
         assert_eq!(slices(100_000, 1), 200);
         // Calls are not torn apart for it.
@@ -523,7 +524,7 @@ mod tests {
         assert_eq!(of(1_000_000, 16_000), 1_000);
         assert_eq!(of(1_000_000, 1_000_000), SLICE_RECIPIENTS_MAX);
         // Workers share a smaller list as ever.
-        assert_eq!(of(8_000, 1_000_000), 500);
+        assert_eq!(of(8_000, 1_000_000), 1_000);
         assert_eq!(of(100, 1_000_000), 500);
         // Calls stay full.
         assert_eq!(slice_recipients(1_000_000, 500, 500, 60_000), 4_000);

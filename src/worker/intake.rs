@@ -15,9 +15,10 @@ use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::completion::announcement;
+use super::direct::{Direct, NotDelivered};
 use super::session::WorkerSession;
 use crate::clock::{self, now_ms};
 use crate::domain::accounts::Accounts;
@@ -57,6 +58,7 @@ pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
     session: Arc<WorkerSession<S, T, P>>,
     priority: Priority,
     mut jobs: impl Consumer,
+    direct: Arc<Direct>,
 ) {
     let mut ledger_up = session.context.ledger_up();
     let large = Semaphore::new(1);
@@ -73,7 +75,7 @@ pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
             biased;
             Some(()) = taken.next(), if !taken.is_empty() => {}
             next = session.halt.run_until_cancelled(next) => match next.flatten() {
-                Some(delivery) => taken.push(take(&session, priority, &large, delivery)),
+                Some(delivery) => taken.push(take(&session, priority, &large, &direct, delivery)),
                 None => break,
             },
         }
@@ -89,6 +91,7 @@ async fn take<S: Store, T: Transport, P: Publisher>(
     session: &Arc<WorkerSession<S, T, P>>,
     priority: Priority,
     large: &Semaphore,
+    direct: &Arc<Direct>,
     delivery: Delivery,
 ) {
     let from = delivery.traceparent.as_deref();
@@ -99,6 +102,7 @@ async fn take<S: Store, T: Transport, P: Publisher>(
             Some(span) => Some(span.traceparent()),
             None => delivery.traceparent.clone(),
         },
+        direct: (!delivery.redelivered).then(|| Arc::clone(direct)),
     };
     let body = delivery.body.clone();
     let expanding = async move { expansion.expand(&body, priority, span).await };
@@ -168,6 +172,8 @@ enum Announced {
 struct Expansion<S, T, P> {
     session: Arc<WorkerSession<S, T, P>>,
     traceparent: Option<String>,
+    /// None for a job that was handed out before: its delivery did not end.
+    direct: Option<Arc<Direct>>,
 }
 
 impl From<Refused> for IntakeEnd {
@@ -175,6 +181,15 @@ impl From<Refused> for IntakeEnd {
         match refused {
             Refused::Undecided(_) => Self::Requeue,
             refused => Self::Refused(JobResult::Rejected, refused.to_string()),
+        }
+    }
+}
+
+impl From<NotDelivered> for IntakeEnd {
+    fn from(ended: NotDelivered) -> Self {
+        match ended {
+            NotDelivered::Back => Self::Requeue,
+            NotDelivered::Rejected(reason) => Self::Refused(JobResult::Rejected, reason),
         }
     }
 }
@@ -401,13 +416,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             };
             announcement(EventKind::Accepted, &(&job.head).into(), accounts)
         });
-        let published = self.publish(job, &head, submission, event);
-        published.await.map_err(lost)?;
-        if !whole {
-            return Ok(Announced::No);
-        }
-        self.accepted(&job.head, result, submission.entries);
-        Ok(Announced::Yes)
+        self.publish(job, &head, submission, event).await
     }
 
     /// Repeats a request to the ledger until it has a verdict, since the ledger may be down. What
@@ -570,31 +579,76 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             .map_err(|_| Lost)
     }
 
-    /// Cuts and publishes all slices.
+    /// Cuts and publishes all slices, and with them the event of a new job.
     async fn publish(
         &self,
         job: &Job<'_>,
         head: &Arc<Head>,
         submission: &Submission,
         event: Option<Outgoing>,
-    ) -> Result<(), Lost> {
+    ) -> Result<Announced, IntakeEnd> {
+        let lost = |Lost| IntakeEnd::Requeue;
         let context = &*self.session.context;
         let settings = &context.settings;
         let fingerprinter = Fingerprinter::new(&settings.fingerprint_secret, job.head.id);
         let mut cutter = Cutter::new(fingerprinter, job.entries);
         job.for_each_recipient(|recipient| cutter.push(recipient));
-        let lane = self.lane(job, job.entries as u64).await?;
+        let lane = self.lane(job, job.entries as u64).await.map_err(lost)?;
         let together = job::together(&job.part);
         let mut batch = Vec::with_capacity(BATCH_SLICES);
         let (name, shape) = (&submission.submission, submission.shape);
         for cut in cutter.finish(name, submission.slice_recipients) {
             batch.push(self.outgoing(head, &lane, together.as_ref(), shape, cut));
             if batch.len() >= BATCH_SLICES {
-                self.send(std::mem::take(&mut batch)).await?;
+                self.send(std::mem::take(&mut batch)).await.map_err(lost)?;
             }
         }
-        batch.extend(event);
-        self.send(batch).await
+        let Some(event) = event else {
+            self.send(batch).await.map_err(lost)?;
+            return Ok(Announced::No);
+        };
+        match self.direct_place(job, &lane, &batch).await {
+            Some((direct, place)) => {
+                let announced = self.announce(job, event, submission.entries);
+                let delivered = async {
+                    match batch.pop() {
+                        Some(slice) => direct.deliver(&lane, slice, place).await,
+                        None => Ok(()),
+                    }
+                };
+                let (announced, delivered) = tokio::join!(announced, delivered);
+                announced.map_err(lost)?;
+                delivered.map_err(IntakeEnd::from)?;
+            }
+            None => {
+                batch.push(event);
+                self.send(batch).await.map_err(lost)?;
+                self.accepted(&job.head, JobResult::Accepted, submission.entries);
+            }
+        }
+        Ok(Announced::Yes)
+    }
+
+    /// A place to deliver a small job at once, if its only slice is due and a place is free.
+    async fn direct_place(
+        &self,
+        job: &Job<'_>,
+        lane: &Lane,
+        slices: &[Outgoing],
+    ) -> Option<(&Direct, SemaphorePermit<'_>)> {
+        let is_due = job.head.not_before_ms.is_none_or(|at| at <= now_ms());
+        if !lane.is_of_small_jobs() || slices.len() != 1 || !is_due {
+            return None;
+        }
+        let direct = self.direct.as_deref()?;
+        Some((direct, direct.place().await?))
+    }
+
+    /// Publishes the event of a new job alone.
+    async fn announce(&self, job: &Job<'_>, event: Outgoing, total: u64) -> Result<(), Lost> {
+        self.send(vec![event]).await?;
+        self.accepted(&job.head, JobResult::Accepted, total);
+        Ok(())
     }
 
     async fn send(&self, batch: Vec<Outgoing>) -> Result<(), Lost> {

@@ -47,6 +47,12 @@ pub(super) struct OpenLane<C> {
     pub(super) consumer: C,
 }
 
+/// The way of deliveries to the scheduler, with the numbers of their lanes.
+pub(super) struct Arrivals {
+    pub(super) sender: mpsc::Sender<(usize, Delivery)>,
+    pub(super) arrivals: mpsc::Receiver<(usize, Delivery)>,
+}
+
 /// Opens the consumers of all lanes.
 pub(super) async fn open<B: Session>(
     session: &B,
@@ -71,8 +77,12 @@ pub(super) async fn work<S: Store, T: Transport, P: Publisher, B: Session>(
     session: Arc<WorkerSession<S, T, P>>,
     broker: Arc<B>,
     lanes: Vec<OpenLane<B::Consumer>>,
+    arrivals: Arrivals,
 ) {
-    let (sender, mut arrivals) = mpsc::channel(1);
+    let Arrivals {
+        sender,
+        mut arrivals,
+    } = arrivals;
     let mut scheduler = Scheduler::new(
         Arc::clone(&session),
         lanes.iter().map(|open| open.lane.clone()),

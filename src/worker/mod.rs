@@ -9,6 +9,7 @@
 
 mod completion;
 mod delivery;
+mod direct;
 mod enumerate;
 mod forget;
 mod intake;
@@ -30,11 +31,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::direct::{DIRECT_MAX, Direct};
 use self::sequence::Sequence;
 use self::session::WorkerSession;
 use self::wake::Wakes;
@@ -45,8 +47,9 @@ use crate::ports::{Broker, BrokerError, Moved, Publisher, Session, Source, Store
 use crate::runtime::{Context, RECONNECT, Role, watch_store};
 
 /// Jobs of one priority that the worker takes at a time. Jobs of several megabytes are rare, and a
-/// small job waits for the broker most of its time.
-const JOBS_PREFETCH: u16 = 8;
+/// small job waits for the broker most of its time. Those that are delivered at once leave room for
+/// others, however long that takes.
+const JOBS_PREFETCH: u16 = DIRECT_MAX + 4;
 
 /// The worker closes the session when the ledger has been down for this long. The deliveries go
 /// back to the broker before they come near its ack limit.
@@ -157,12 +160,22 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         let mut tasks = JoinSet::new();
         let targets = self.context.targets.values().map(|target| &**target);
         let lanes = lanes::open(&*session, targets, &self.context.settings).await?;
-        tasks.spawn(lanes::work(Arc::clone(&work), Arc::clone(&session), lanes));
+        let (sender, arrivals) = mpsc::channel(1);
+        let direct = Direct::new(lanes.iter().map(|it| it.lane.clone()), sender.clone());
+        let direct = Arc::new(direct);
+        let arrivals = lanes::Arrivals { sender, arrivals };
+        tasks.spawn(lanes::work(
+            Arc::clone(&work),
+            Arc::clone(&session),
+            lanes,
+            arrivals,
+        ));
         for &priority in Priority::ALL {
             let jobs = session
                 .consume(Source::Jobs(priority), JOBS_PREFETCH)
                 .await?;
-            tasks.spawn(intake::intake(Arc::clone(&work), priority, jobs));
+            let (work, direct) = (Arc::clone(&work), Arc::clone(&direct));
+            tasks.spawn(intake::intake(work, priority, jobs, direct));
         }
         tasks.spawn({
             let (work, broker) = (Arc::clone(&work), self.broker.clone());

@@ -201,7 +201,9 @@ async fn a_panic_in_one_lane_ends_the_session() {
         },
     });
     let broker = Arc::new(BrokenSession(CancellationToken::new()));
-    let work = tokio::spawn(lanes::work(session, broker, lanes.collect()));
+    let (sender, arrivals) = mpsc::channel(1);
+    let arrivals = lanes::Arrivals { sender, arrivals };
+    let work = tokio::spawn(lanes::work(session, broker, lanes.collect(), arrivals));
     let panicked = work.await.unwrap_err();
     assert!(panicked.is_panic(), "{panicked}");
     let said = panicked.to_string();

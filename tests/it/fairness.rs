@@ -452,3 +452,46 @@ async fn promise_8_a_job_with_a_low_rate_delays_no_other() {
     assert!(with_three >= 30, "{with_three} times of 40");
     bench.end().await;
 }
+
+/// Small jobs of a target that never answers leave the intake to the jobs of others.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_8_small_jobs_of_a_target_that_hangs_delay_no_other() {
+    let Some(mut plan) = Plan::shared() else {
+        return;
+    };
+    // It accepts connections and never answers.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap();
+    plan.more = format!(
+        "[targets.silent]\ntype = \"webhook\"\nurl = \"http://{address}/\"\ncall_timeout = \"60s\"\n"
+    );
+    let world = plan.start("hangs").await;
+    let worker = world
+        .worker_with(&[("FANWISE_LEDGER__LEASE", "120s")])
+        .await;
+    let job = |key: &str, target: &str| {
+        let job = json!({
+            "v": 1, "client_msg_no": key, "target": target, "audience": {"users": ["u"]},
+            "message": {"type": "text", "text": "hello"},
+        });
+        job.to_string()
+    };
+    const HANGING: usize = 40;
+    for number in 0..HANGING {
+        let job = job(&format!("silent-{number}"), "silent");
+        world.publish_raw(job.as_bytes()).await;
+    }
+    const OTHERS: usize = 20;
+    for number in 0..OTHERS {
+        let job = job(&format!("im-{number}"), "im");
+        world.publish_raw(job.as_bytes()).await;
+    }
+    until("the other jobs are completed", BOUND, async || {
+        let metrics = worker.metrics().await;
+        (metrics["fanwise_jobs_completed_total"] >= OTHERS as f64).then_some(())
+    })
+    .await;
+    assert_eq!(world.accepted().get("u"), Some(&OTHERS));
+    worker.drain().await;
+    world.end().await;
+}
