@@ -101,6 +101,11 @@
 //! sub-lanes, so that few jobs stand behind each other in a queue ([`domain::lane`],
 //! [`ports::SubLanes`]).
 //!
+//! *Small jobs* need no second trip through the broker. The worker that takes one delivers it at
+//! once and acks it when every recipient has an outcome or the rest is published; until then the
+//! job itself is what survives a crash. A few do so at a time, so that slow targets do not hold up
+//! the intake; the slices of all others take their lanes (`worker::direct`).
+//!
 //! *Sharing the gateway.* The server checks the head of a request before it waits for the body. Everything that
 //! the request holds after that (a place, bytes, a stream) counts against the share of its app
 //! until the client has taken the answer. An app may hold three times as much as is still free
