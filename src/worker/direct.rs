@@ -101,7 +101,7 @@ impl Direct {
 struct End(oneshot::Sender<Ended>);
 
 impl End {
-    fn tell<E: Send + 'static>(self: Box<Self>, ended: Ended) -> BoxFuture<Result<(), E>> {
+    fn tell<E: Send + 'static>(self, ended: Ended) -> BoxFuture<Result<(), E>> {
         // The intake waits as long as the session lasts.
         let _ = self.0.send(ended);
         Box::pin(async { Ok(()) })
@@ -110,15 +110,15 @@ impl End {
 
 impl EndDelivery for End {
     fn ack(self: Box<Self>) -> BoxFuture<Result<(), Lost>> {
-        self.tell(Ok(()))
+        (*self).tell(Ok(()))
     }
 
     fn requeue(self: Box<Self>) -> BoxFuture<Result<(), Lost>> {
-        self.tell(Err(NotDelivered::Back))
+        (*self).tell(Err(NotDelivered::Back))
     }
 
     fn reject(self: Box<Self>, reason: String) -> BoxFuture<Result<(), PublishError>> {
-        self.tell(Err(NotDelivered::Rejected(reason)))
+        (*self).tell(Err(NotDelivered::Rejected(reason)))
     }
 }
 
