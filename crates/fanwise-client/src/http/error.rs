@@ -43,8 +43,8 @@ pub enum Error {
     #[error("{0} cannot be sent")]
     NotARequest(String),
     /// The list of recipients cannot be read.
-    #[error("the list of recipients")]
-    List(#[source] std::io::Error),
+    #[error("the list of recipients: {0}")]
+    List(std::io::Error),
     #[error("there is no job {0}: it was never accepted, or it is older than the dedup window")]
     UnknownJob(JobId),
 }
