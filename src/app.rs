@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fanwise_client::amqp::{DialSettings, Producer};
 use http::Uri;
@@ -221,6 +222,9 @@ fn namespace(config: &Config) -> Option<&str> {
     }
 }
 
+/// For a connection to a host that a list comes from.
+const LIST_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The certificates that verify `https` servers.
 type Trust = Option<Arc<ClientConfig>>;
 
@@ -235,7 +239,7 @@ fn trust(config: &Config) -> Result<Trust, Failure> {
     let is_needed = targets.any(by_system)
         || apps.clone().any(asks_https)
         || (collector == Some("https") && tracing.tls.ca.is_none());
-    if !is_needed && !apps.any(|app| app.callbacks.is_some()) {
+    if !is_needed && !apps.any(calls_out) {
         return Ok(None);
     }
     let what = match platform_tls() {
@@ -248,8 +252,8 @@ fn trust(config: &Config) -> Result<Trust, Failure> {
     if is_needed {
         return Err(Failure::message(Exit::Unavailable, what));
     }
-    // All callbacks may go to http.
-    tracing::warn!("no callback can go to an https URL: {what}");
+    // All callbacks and list sources may be http.
+    tracing::warn!("no callback can go to an https URL, and no list can come from one: {what}");
     Ok(None)
 }
 
@@ -287,6 +291,11 @@ fn check_tls_files(config: &Config, own: &OwnTls) -> Result<(), Failure> {
 }
 
 /// Whether `before_accept` of the app asks an `https` endpoint.
+/// Whether its jobs may name URLs.
+fn calls_out(app: &AppConfig) -> bool {
+    app.callbacks.is_some() || !app.access.list_sources.is_empty()
+}
+
 fn asks_https(app: &AppConfig) -> bool {
     let asked = app.access.before_accept.as_ref();
     asked.is_some_and(|it| it.url.scheme_str() == Some("https"))
@@ -373,7 +382,23 @@ async fn serve<B: Broker + RetainedQueues, S: Store>(
     process.run(config).await
 }
 
-fn gateway_settings(config: &Config) -> Result<gateway::Settings, Failure> {
+/// The clients for lists that jobs name. Their connections serve nothing else.
+fn list_clients(trust: &Trust) -> gateway::ListClients {
+    let client = |public_only| {
+        Client::new(ClientSettings {
+            public_only,
+            connect_timeout: LIST_CONNECT_TIMEOUT,
+            tls: trust.clone(),
+            ..ClientSettings::defaults()
+        })
+    };
+    gateway::ListClients {
+        public: client(true),
+        any: client(false),
+    }
+}
+
+fn gateway_settings(config: &Config, trust: &Trust) -> Result<gateway::Settings, Failure> {
     let gateway = config.gateway.clone();
     Ok(gateway::Settings {
         engine: match config.broker.url {
@@ -389,6 +414,7 @@ fn gateway_settings(config: &Config) -> Result<gateway::Settings, Failure> {
         wait_max: gateway.wait_max,
         upload_bytes_max: gateway.upload_bytes_max,
         upload_dir: gateway.upload_dir,
+        list_clients: list_clients(trust),
     })
 }
 

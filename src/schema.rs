@@ -129,10 +129,12 @@ mod tests {
     fn the_job_reader_knows_the_fields_of_the_schema() {
         let schema: Value = serde_json::from_str(&document("job.schema.json")).unwrap();
         let source = concat!(
+            include_str!("../crates/fanwise-client/src/audience.rs"),
             include_str!("../crates/fanwise-client/src/job.rs"),
             include_str!("domain/job.rs"),
             include_str!("domain/job/parse.rs"),
             include_str!("domain/audience.rs"),
+            include_str!("domain/list_reference.rs"),
             include_str!("domain/message.rs"),
             include_str!("domain/message/parse.rs")
         );
@@ -144,7 +146,8 @@ mod tests {
                 source.contains(&format!("\"{field}\""))
                     || source.contains(&format!("\"part.{field}\""))
                     || source.contains(&format!("\"fallback.{field}\""))
-                    || source.contains(&format!("pub {field}: u32")),
+                    || source.contains(&format!("pub {field}: u32"))
+                    || source.contains(&format!("pub {field}: u64")),
                 "{field} is not read"
             );
         }

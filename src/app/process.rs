@@ -10,7 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::context::context;
 use super::traces;
-use super::{cannot_listen, check_tls_files, facts, gateway_settings, own_tls, systems, trust};
+use super::{
+    Trust, cannot_listen, check_tls_files, facts, gateway_settings, own_tls, systems, trust,
+};
 use crate::admin::{Admin, Part, Status};
 use crate::config::Config;
 use crate::embedded::Engine;
@@ -30,6 +32,7 @@ pub(super) struct Process<S> {
     drain: CancellationToken,
     pub(super) tasks: Vec<Task>,
     ready: Vec<Part>,
+    trust: Trust,
     /// Bring metrics up to date that are kept elsewhere.
     refresh: Vec<Box<dyn Fn() + Send + Sync>>,
     /// Hands over the spans, until all tasks have ended.
@@ -80,6 +83,7 @@ impl<S: Store> Process<S> {
             drain,
             tasks: Vec::new(),
             ready: vec![draining, ledger],
+            trust,
             refresh: vec![Box::new(refresh)],
             exporter,
         })
@@ -138,7 +142,7 @@ impl<S: Store> Process<S> {
     ) -> Result<(), Failure> {
         let (context, drain) = (&self.context, &self.drain);
         let (publishing, published) = watch::channel(None);
-        let settings = gateway_settings(config)?;
+        let settings = gateway_settings(config, &self.trust)?;
         let listen = settings.listen;
         let server = Server::bind(
             settings,

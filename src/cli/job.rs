@@ -11,6 +11,7 @@ use super::many::{self, JobsName};
 use super::output::grouped;
 use super::progress::Interrupt;
 use super::questions::{self, RecipientsArgs, UncertainArgs};
+use super::recall::{self, RecallArgs};
 use super::repair::{self, RepairArgs};
 use super::{output, progress, when};
 use crate::clock::now_ms;
@@ -116,6 +117,9 @@ pub(super) enum JobCommand {
     /// List the uncertain recipients of this job, which may or may not have got the message, or say
     /// what became of them
     Uncertain(UncertainArgs),
+    /// Take the messages of a job back, if it kept their ids and its target can recall them. Goes on
+    /// where an earlier recall ended; exit code 1 if a message is not recalled
+    Recall(RecallArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -314,6 +318,7 @@ pub(super) async fn run(command: JobCommand, at: At) -> Result<Exit, Failure> {
         JobCommand::Repair(args) => repair::run(&access, &args).await,
         JobCommand::Recipients(args) => questions::recipients(&access, &args).await,
         JobCommand::Uncertain(args) => questions::uncertain(&access, &args).await,
+        JobCommand::Recall(args) => recall::run(&access, &args).await,
         JobCommand::Recipient { job, user } => recipient(&access, &job, &user).await,
     }
 }
@@ -440,6 +445,12 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
     }
     if let Some(at) = job.pace_until_ms {
         output::line(format!("spread until   {}", when::both(at)))?;
+    }
+    if job.keep_ids {
+        output::line("message ids    kept")?;
+    }
+    if let Some(list) = &job.fetched {
+        output::line(format!("list           {list}"))?;
     }
     if let Some(fallback) = &job.fallback {
         let reached = grouped(job.sent_by_fallback);

@@ -18,6 +18,7 @@ mod mock_im;
 mod output;
 mod progress;
 mod questions;
+mod recall;
 mod recipients;
 mod repair;
 mod schema;

@@ -18,6 +18,7 @@ use super::when;
 use crate::clock::now_ms;
 use crate::domain::letters::{DeadFilter, milliseconds};
 use crate::domain::list::{self, Reading};
+use crate::domain::message_id::RecallState;
 use crate::domain::printable::on_one_line;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::service::api::RecipientRow;
@@ -128,6 +129,14 @@ fn told(row: &RecipientRow) -> String {
     let mut why = row.explanation.clone();
     if let (Some(code), Some(text)) = (&row.code, &row.text) {
         why = format!("{why}: {code} {text}");
+    }
+    if let Some(message) = &row.message {
+        let recalled = match message.recall {
+            RecallState::No => "",
+            RecallState::Recalled => ", recalled",
+            RecallState::Refused => ", cannot be recalled",
+        };
+        why = format!("{why} (message {}{recalled})", message.id);
     }
     let why = on_one_line(&why);
     format!("{}\t{}\t{why}", row.recipient, row.state.as_str())

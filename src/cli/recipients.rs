@@ -35,6 +35,16 @@ impl ListFormat {
     }
 }
 
+impl From<ListFormat> for fanwise_client::ListFormat {
+    fn from(format: ListFormat) -> Self {
+        match format {
+            ListFormat::Lines => Self::Lines,
+            ListFormat::Csv => Self::Csv,
+            ListFormat::Ndjson => Self::Ndjson,
+        }
+    }
+}
+
 impl From<ListFormat> for Format {
     fn from(format: ListFormat) -> Self {
         match format {

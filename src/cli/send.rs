@@ -33,6 +33,7 @@ use crate::service::admission::conflicts;
   generate-users | fanwise send --client-msg-no promo-3 --data '{\"kind\":\"sale\"}' --file -
   fanwise send --client-msg-no promo-4 --text 'Hello {{ name }}' --file users.csv --vars
   fanwise send --client-msg-no promo-5 --template welcome --var shop=Fan ana bob
+  fanwise send --client-msg-no promo-6 --text 'Hello' --audience-url https://lists.example.com/users.csv
   fanwise send --job job.json --target staging --client-msg-no rehearsal-1
   fanwise send --client-msg-no notice-1 --text 'Hello' --all --yes")]
 pub(super) struct SendArgs {
@@ -45,9 +46,25 @@ pub(super) struct SendArgs {
     /// Recipients
     recipients: Vec<String>,
     /// Read recipients from a file, or from standard input with `-`
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", group = "list")]
     file: Option<PathBuf>,
-    /// Format of the file [default: by its ending, .csv, .ndjson, else lines]
+    /// Have the server fetch the list of recipients from this address; the app's list sources name
+    /// the hosts that are allowed
+    #[arg(
+        long,
+        value_name = "URL",
+        group = "list",
+        conflicts_with = "recipients"
+    )]
+    audience_url: Option<String>,
+    /// Refuse the list at the address unless it has this SHA-256
+    #[arg(long, value_name = "HEX", requires = "audience_url")]
+    sha256: Option<String>,
+    /// Refuse the list at the address unless it has this entity tag
+    #[arg(long, value_name = "TAG", requires = "audience_url")]
+    etag: Option<String>,
+    /// Format of the list [default: by its ending, .csv, .ndjson, else lines; at an address, by its
+    /// content type or ending]
     #[arg(long, value_enum)]
     format: Option<ListFormat>,
     /// Column (CSV) or field (NDJSON) that holds the recipient; for a CSV without a heading, its
@@ -55,13 +72,13 @@ pub(super) struct SendArgs {
     #[arg(long, value_name = "NAME")]
     column: Option<String>,
     /// Send to this group, as one group message (can be repeated)
-    #[arg(long, value_name = "ID", conflicts_with_all = ["recipients", "file"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["recipients", "list"])]
     group: Vec<String>,
     /// The target's number for the kind of group [default: 2]
     #[arg(long, value_name = "NUMBER", requires = "group")]
     group_type: Option<u8>,
     /// Send to all users of the target
-    #[arg(long, conflicts_with_all = ["recipients", "file", "group"])]
+    #[arg(long, conflicts_with_all = ["recipients", "list", "group"])]
     all: bool,
     /// Send to all users without asking
     #[arg(short, long, visible_alias = "confirm-all")]
@@ -88,7 +105,7 @@ pub(super) struct SendArgs {
     #[arg(long, value_name = "NAME=TEXT", value_parser = name_and_text)]
     var: Vec<(String, String)>,
     /// Take values for placeholders from the other columns of the CSV, for each recipient
-    #[arg(long, requires = "file")]
+    #[arg(long, requires = "list")]
     vars: bool,
     /// Send texts as they are: `{{ name }}` is no placeholder
     #[arg(long, conflicts_with_all = ["var", "vars"])]
@@ -166,6 +183,10 @@ pub(super) struct SendArgs {
     /// come again
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     tries: u32,
+    /// Keep the target's id of each message: `job recipients` shows them, and `job recall` can take the
+    /// messages back where the target can
+    #[arg(long)]
+    keep_ids: bool,
     /// Wait until the job is completed, with a progress bar on a terminal; exit code 1 if a
     /// recipient did not get the message or may not have got it
     #[arg(short, long)]

@@ -9,7 +9,7 @@ use axum::http::Uri;
 use super::reader::{Findings, Section};
 use super::sections::{check_name, no_target};
 use super::signatures::read_signer;
-use super::{AppConfig, Config, GatewayAuth, HOUR, MINUTE, SECOND, TargetConfig};
+use super::{AppConfig, Config, GatewayAuth, HOUR, MINUTE, SECOND, TargetConfig, list_sources};
 use crate::domain::frequency_cap::{CAP_MAX, FrequencyCap};
 use crate::domain::permissions::{AudienceKind, Permissions};
 use crate::domain::window::{NoWindow, Window};
@@ -110,7 +110,7 @@ fn read_audiences(
 }
 
 /// `token` or `token_file` (none), `auth` (`token`, or `none`: every caller may act as this app),
-/// `request_rate` (no limit) and `[apps.NAME.before_accept]`.
+/// `request_rate` (no limit), `[apps.NAME.before_accept]` and `[apps.NAME.list_sources.SOURCE]`.
 pub(super) fn read_access(section: &mut Section, findings: &mut Findings) -> AppAccess {
     let ways = [("token", false), ("none", true)];
     let open = section.choice("auth", "token", &ways, findings) == Some(true);
@@ -125,6 +125,7 @@ pub(super) fn read_access(section: &mut Section, findings: &mut Findings) -> App
         before_accept: section
             .optional("before_accept", findings)
             .and_then(|section| read_before_accept(section, findings)),
+        list_sources: list_sources::read(section, findings),
     }
 }
 

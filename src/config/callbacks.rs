@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use fanwise_client::webhook::Signer;
 
+use super::list_sources::read_hosts;
 use super::reader::{Findings, Section};
 use super::signatures::read_signer;
 use super::{MINUTE, SECOND};
-use crate::domain::notice::{CallbackRules, HostPattern, QueuePattern, ReplyRules};
+use crate::domain::notice::{CallbackRules, QueuePattern, ReplyRules};
 
 #[derive(Clone, Debug)]
 pub struct CallbackConfig {
@@ -24,13 +25,7 @@ pub(super) fn from_section(
     mut section: Section,
     findings: &mut Findings,
 ) -> Option<CallbackConfig> {
-    let mut hosts = Vec::new();
-    for text in section.list("hosts", &[], findings) {
-        match HostPattern::parse(&text) {
-            Ok(host) => hosts.push(host),
-            Err(what) => findings.problem(section.key("hosts"), what),
-        }
-    }
+    let hosts = read_hosts(&mut section, "hosts", findings);
     if hosts.is_empty() {
         let what = "empty: name the hosts that jobs may send their accounts to";
         findings.problem(section.key("hosts"), what);

@@ -8,6 +8,7 @@
 mod apps;
 mod callbacks;
 mod endpoints;
+mod list_sources;
 mod reader;
 mod retry;
 mod sections;
@@ -192,7 +193,7 @@ pub struct AppConfig {
     pub endpoints: Vec<(&'static str, DropInEndpoint)>,
     /// `senders`, `targets`, `audiences`, `recipients_max`, `daily_recipients`.
     pub permissions: Permissions,
-    /// `token`, `auth`, `request_rate`, `[apps.NAME.before_accept]`.
+    /// `token`, `auth`, `request_rate`, `[apps.NAME.before_accept]`, `[apps.NAME.list_sources.SOURCE]`.
     pub access: AppAccess,
 }
 

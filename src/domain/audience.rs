@@ -16,6 +16,7 @@ use serde_json::value::RawValue;
 
 use super::fields::{Fields, Problem, Problems, TWICE, each_field, name_twice, shorten};
 use super::job::{JOB_RECIPIENTS_MAX, ListPart, RECIPIENT_BYTES_MAX, wrong_id};
+use super::list_reference::{FetchedList, ListReference};
 use super::personal::{Form, Unfilled};
 use super::slice::Addressed;
 use super::text::{half_character, long_number};
@@ -50,6 +51,8 @@ impl AsRef<str> for Member<'_> {
 pub(super) struct Audience<'a> {
     who: Who<'a>,
     exclude: Vec<Cow<'a, str>>,
+    /// The version of the list, if it was fetched.
+    fetched: Option<FetchedList>,
     /// The target treats `Ana` and `ana` as the same user.
     folds_case: bool,
 }
@@ -73,7 +76,12 @@ impl<'a> Audience<'a> {
         let exclude = fields
             .texts("exclude", JOB_RECIPIENTS_MAX, problems)
             .unwrap_or_default();
+        let expected =
+            "an object such as {\"url\":\"https://a/u.csv\",\"sha256\":\"…\",\"bytes\":1}";
+        let fetched = fields.get("fetched", expected, problems);
+        let elsewhere = ListReference::refuse(&mut fields, problems);
         let who = match (users, groups, all.unwrap_or_default()) {
+            _ if elsewhere => None,
             (Some(users), None, false) => Some(Who::Users(users)),
             (None, Some(groups), false) => Some(Who::Groups(groups, kind.unwrap_or(GROUP))),
             (None, None, true) => Some(Who::All),
@@ -95,6 +103,7 @@ impl<'a> Audience<'a> {
         Some(Self {
             who: who?,
             exclude,
+            fetched,
             folds_case: false,
         })
     }
@@ -127,6 +136,10 @@ impl<'a> Audience<'a> {
 
     pub(super) fn excluded(&self) -> &[Cow<'a, str>] {
         &self.exclude
+    }
+
+    pub(super) fn fetched(&self) -> Option<&FetchedList> {
+        self.fetched.as_ref()
     }
 
     fn list(&self) -> Option<(&'a RawValue, &'static str)> {

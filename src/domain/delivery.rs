@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::fallback::{FallsOn, ForFallback};
 use super::ids::Owner;
+use super::message_id::MessageId;
 use super::outcome::{Class, Next, OnUncertain, Outcome, TargetAnswer, Verdict};
 use super::slice::{Ended, Remark, SLICE_VERSION_FALLBACK, Slice, Unrecorded};
 
@@ -112,6 +113,8 @@ pub struct Answered {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     pub outcomes: Vec<(usize, Outcome)>,
+    /// The ids of messages among them, if the job keeps ids.
+    pub ids: Vec<(usize, MessageId)>,
     /// Claims to release, of recipients that were certainly not sent to.
     pub release: Vec<usize>,
     /// Claims to release with the mark of doubt.
@@ -156,6 +159,8 @@ pub struct Delivery {
     /// At the second target: the answers of the first.
     remarks: BTreeMap<usize, TargetAnswer>,
     known: Vec<(usize, Outcome)>,
+    /// The ids of the messages to recipients whose outcome is known.
+    ids: Vec<(usize, MessageId)>,
     release: Vec<usize>,
     /// The finished entries of earlier deliveries and of this one.
     ended: Ended,
@@ -192,6 +197,7 @@ impl Delivery {
             refused_before: slice.for_fallback.clone(),
             remarks: of(&slice.remarks, Class::Permanent),
             known: Vec::new(),
+            ids: Vec::new(),
             release: Vec::new(),
             missing: slice
                 .entries
@@ -467,6 +473,8 @@ impl Delivery {
             match answer.next(attempt, rules.attempts_max, rules.on_uncertain) {
                 Next::Settle => {
                     self.doubts.remove(&index);
+                    let id = answer.message.as_deref();
+                    self.ids.extend(id.map(|id| (index, id.clone())));
                     self.knows(index, Outcome::Sent);
                 }
                 Next::Drop => self.knows(index, Outcome::Uncertain),
@@ -624,6 +632,7 @@ impl Delivery {
             && !self.places.iter().any(open);
         Batch {
             outcomes: self.known.clone(),
+            ids: self.ids.clone(),
             release,
             doubted,
             last: last.then_some(self.ended.repeats),
@@ -634,6 +643,7 @@ impl Delivery {
     /// repeats.
     pub fn recorded(&mut self, stood: u32) {
         self.release.clear();
+        self.ids.clear();
         let known = std::mem::take(&mut self.known);
         self.ended.add(known.len() as u32, stood);
         for (index, _) in known {
@@ -726,6 +736,7 @@ impl Delivery {
         self.refused.clear();
         self.refused_before = ForFallback::default();
         self.known.clear();
+        self.ids.clear();
         self.release.clear();
         self.doubts.clear();
     }

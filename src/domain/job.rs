@@ -24,6 +24,7 @@ use super::audience::{Audience, Member};
 use super::fields::{Fields, Problem, Problems};
 use super::ids::JobId;
 use super::lane::Priority;
+use super::list_reference::FetchedList;
 use super::mapping::Strictness;
 use super::own_hours::UnknownZones;
 use super::slice::{Head, Together};
@@ -154,6 +155,11 @@ impl<'a> Job<'a> {
     /// Whether the audience is all users of the target instead of a list.
     pub fn is_for_all(&self) -> bool {
         self.audience.is_all()
+    }
+
+    /// The version of the list, if the gateway fetched it.
+    pub fn fetched(&self) -> Option<&FetchedList> {
+        self.audience.fetched()
     }
 
     /// The recipients that the job leaves out, sorted.

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
 
+use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 use self::csv::{Record, Records};
@@ -24,7 +25,8 @@ use super::job::{RECIPIENT_BYTES_MAX, wrong_id};
 use super::text;
 
 /// The format of a list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Format {
     /// One recipient per line; blank lines and lines that begin with `#` are skipped.
     Lines,

@@ -85,6 +85,7 @@ features! {
     NoModeration, "options.moderation.enabled", "`moderation.enabled: false`";
     ModerationRules, "options.moderation.business_id", "`moderation.business_id`";
     Extension, "options.extension", "`extension`";
+    KeepIds, "keep_ids", "`keep_ids`";
 }
 
 impl Feature {
@@ -163,6 +164,7 @@ impl Feature {
             (Self::NoModeration, moderation.enabled == no),
             (Self::ModerationRules, moderation.business_id.is_some()),
             (Self::Extension, options.extension.is_some()),
+            (Self::KeepIds, head.keep_ids),
         ];
         let content = Self::of_content(&head.content).into_iter();
         let asked = asked

@@ -49,10 +49,14 @@ pub mod letters;
 pub mod limits;
 /// Reads lists of recipients as a stream: lines, CSV, NDJSON.
 pub mod list;
+/// Lists that a job names by their address.
+pub mod list_reference;
 /// How a target maps each feature that a job can ask for.
 pub mod mapping;
 /// The message of a job and its options.
 pub mod message;
+/// The ids that targets give to messages.
+pub mod message_id;
 /// Notices of completed jobs, and which destinations a job may name.
 pub mod moment;
 pub mod notice;

@@ -50,6 +50,32 @@ pub struct CallbackRules {
 impl CallbackRules {
     /// An error text if a job may not name this URL.
     pub fn check(&self, url: &str) -> Result<(), String> {
+        let place = UrlPlace::of(url)?;
+        if !self.hosts.iter().any(|it| it.matches(&place)) {
+            return Err(format!(
+                "host {:?} with port {} is not among callbacks.hosts of the app",
+                place.host, place.port
+            ));
+        }
+        match place.private_address().filter(|_| !self.private) {
+            Some(address) => Err(format!(
+                "{address} is not a public address, and callbacks.private of the app is false"
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The server of a URL that a producer names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UrlPlace {
+    pub host: String,
+    pub port: u16,
+}
+
+impl UrlPlace {
+    /// An error text if no URL of a producer may be like this.
+    pub fn of(url: &str) -> Result<Self, String> {
         if url.len() > CALLBACK_URL_BYTES_MAX {
             let length = url.len();
             return Err(format!(
@@ -73,18 +99,16 @@ impl CallbackRules {
         } else {
             80
         };
-        let port = uri.port_u16().unwrap_or(usual);
-        if !self.hosts.iter().any(|it| it.matches(host, port)) {
-            return Err(format!(
-                "host {host:?} with port {port} is not among callbacks.hosts of the app"
-            ));
-        }
-        match host.parse() {
-            Ok(address) if !self.private && !is_public(address) => Err(format!(
-                "{address} is not a public address, and callbacks.private of the app is false"
-            )),
-            _ => Ok(()),
-        }
+        Ok(Self {
+            host: host.to_owned(),
+            port: uri.port_u16().unwrap_or(usual),
+        })
+    }
+
+    /// The address in the URL, if it is one and not public.
+    pub fn private_address(&self) -> Option<IpAddr> {
+        let address = self.host.parse().ok();
+        address.filter(|address| !is_public(*address))
     }
 }
 
@@ -182,14 +206,14 @@ impl HostPattern {
         })
     }
 
-    fn matches(&self, host: &str, port: u16) -> bool {
-        let host = host.to_ascii_lowercase();
+    pub fn matches(&self, place: &UrlPlace) -> bool {
+        let host = place.host.to_ascii_lowercase();
         let is_host = match self.host.strip_prefix('*') {
             // The name needs something before the dot.
             Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
             None => host == self.host,
         };
-        is_host && self.port.is_none_or(|it| it == port)
+        is_host && self.port.is_none_or(|it| it == place.port)
     }
 }
 

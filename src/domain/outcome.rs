@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantArray};
 
+use super::message_id::MessageId;
 use super::printable::on_one_line;
 
 /// How a recipient of a job ended. Every list entry has exactly one (promise 2).
@@ -118,6 +119,8 @@ pub struct TargetAnswer {
     pub split: bool,
     /// A probe cannot tell: it would get the same reply whether the call was carried out or not.
     pub unprovable: bool,
+    /// What the target calls the message, if the job keeps ids.
+    pub message: Option<Box<MessageId>>,
 }
 
 /// The longest text that is kept of a backend's answer, in bytes.
@@ -150,6 +153,15 @@ impl TargetAnswer {
             stale: false,
             split: false,
             unprovable: false,
+            message: None,
+        }
+    }
+
+    /// Accepted, with the id of the message if the target says one.
+    pub fn done_as(message: Option<MessageId>) -> Self {
+        Self {
+            message: message.map(Box::new),
+            ..Self::done()
         }
     }
 
@@ -167,6 +179,7 @@ impl TargetAnswer {
             stale: false,
             split: false,
             unprovable: false,
+            message: None,
         }
     }
 

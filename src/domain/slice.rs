@@ -91,6 +91,9 @@ pub struct Head {
     /// The second target, for recipients that this one refuses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<Fallback>,
+    /// The ledger keeps the ids of the messages.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_ids: bool,
     /// The target that refused the recipients of a slice for the second target. Not in the head of a
     /// job.
     #[serde(default, skip_serializing_if = "Option::is_none")]

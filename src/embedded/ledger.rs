@@ -318,6 +318,7 @@ fn enter(work: &mut WriteContext<'_>, entry: &Entry) -> Result<(), StorageError>
         not_before_ms: entry.not_before_ms,
         expires_at_ms: entry.expires_at_ms,
         tags: entry.tags.clone(),
+        fetched: entry.fetched.clone(),
         ..JobRow::default()
     };
     list(work, &job, &row)?;
@@ -378,6 +379,7 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
                 expires_at_ms: submission.expires_at_ms,
                 tags: submission.tags.clone(),
                 fallback: submission.fallback.clone(),
+                keeps_ids: submission.keeps_ids.clone(),
                 ..begun(work, entered.as_ref(), submission.now_ms)
             };
             list(work, &job, &row)?;
@@ -430,6 +432,8 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
     let slice_recipients = Some(submission.slice_recipients);
     row.total += submission.entries.saturating_sub(seen);
     row.submissions += 1;
+    let fetched = submission.fetched.as_ref();
+    row.fetched = fetched.cloned().or(row.fetched);
     row.completed_at_ms = None;
     turned(work, &job, &row, true)?;
     keep_row(work, &job, &row)?;
@@ -593,10 +597,13 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError>
             None => row.expires_at_ms,
         },
         tags: row.tags,
+        fetched: row.fetched,
         callback_url: row.callback_url,
         reply_to: row.reply_to,
         fallback: row.fallback,
         sent_by_fallback: row.sent_by_fallback,
+        keep_ids: row.keeps_ids.is_some(),
+        keeps_ids: row.keeps_ids,
         pace: row.pace,
         app: row.app,
         client_msg_no: row.client_msg_no,

@@ -37,6 +37,7 @@ mod dispatch;
 mod frequency_caps;
 mod ledger;
 mod limiter;
+mod message_ids;
 mod nonces;
 mod open_jobs;
 mod pulse;

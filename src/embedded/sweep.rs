@@ -124,6 +124,16 @@ fn remove(work: &mut WriteContext<'_>, life: u64) -> Result<(), StorageError> {
     for fingerprint in keys {
         reasons.remove((life, fingerprint))?;
     }
+    let ids = tables.ids.open()?;
+    let keys: Vec<u64> = ids
+        .range((life, 0)..=(life, u64::MAX))?
+        .take(room)
+        .map(|row| Ok(row?.0.value().1))
+        .collect::<Result<_, StorageError>>()?;
+    room -= keys.len();
+    for fingerprint in keys {
+        ids.remove((life, fingerprint))?;
+    }
     let trails = tables.trails.open()?;
     let keys: Vec<u64> = trails
         .range((life, 0)..=(life, u64::MAX))?

@@ -17,6 +17,7 @@
 //! | `parks` | target | until, and the parking as JSON |
 //! | `reasons` | life of the job, fingerprint | why the recipient ended failed or uncertain, as JSON |
 //! | `trails` | life of the job, number | an entry of its audit trail, as JSON |
+//! | `ids` | life of a job that keeps ids, fingerprint | the recipient with the id of its message, see [`KeptId::encode`](crate::domain::message_id::KeptId::encode) |
 //! | `directives` | scope, kind, name | the directive as JSON |
 //! | `template_names` | app, name | last version of a stored message, and when it was deleted, in ms, or 0 |
 //! | `templates` | app, name, version | when it was put, in ms, and the message as JSON |
@@ -40,6 +41,8 @@ use super::backup::Copy;
 use super::claims::Claims;
 use super::disk::StorageError;
 use crate::domain::lane::{Lane, Priority};
+use crate::domain::list_reference::FetchedList;
+use crate::domain::message_id::KeepsIds;
 use crate::domain::outcome::Outcome;
 use crate::domain::pace::Pace;
 use crate::json;
@@ -62,6 +65,7 @@ pub(super) const SLICES: TableDefinition<'_, (u64, &str), u32> = TableDefinition
 pub(super) const BUCKETS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("buckets");
 pub(super) const REASONS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("reasons");
 pub(super) const TRAILS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("trails");
+pub(super) const IDS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("ids");
 pub(super) const CLAIMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("claims");
 pub(super) const ENDED: TableDefinition<'_, u64, ()> = TableDefinition::new("ended");
 pub(super) const PARKS: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("parks");
@@ -98,6 +102,7 @@ pub(super) fn copy_each(copy: &Copy<'_>) -> Result<(), StorageError> {
     copy.table(BUCKETS)?;
     copy.table(REASONS)?;
     copy.table(TRAILS)?;
+    copy.table(IDS)?;
     copy.table(CLAIMS)?;
     copy.table(ENDED)?;
     copy.table(PARKS)?;
@@ -155,6 +160,7 @@ pub(super) struct Tables<'t> {
     pub(super) cap_units: Lazy<'t, CapUnitKey, &'static [u8]>,
     pub(super) reasons: Lazy<'t, (u64, u64), &'static [u8]>,
     pub(super) trails: Lazy<'t, (u64, u64), &'static [u8]>,
+    pub(super) ids: Lazy<'t, (u64, u64), &'static [u8]>,
     pub(super) directives: Lazy<'t, DirectiveKey, &'static [u8]>,
     pub(super) sub_lanes: Lazy<'t, (&'static str, &'static str), u32>,
     meta: Lazy<'t, &'static str, u64>,
@@ -181,6 +187,7 @@ impl<'t> Tables<'t> {
             cap_units: Lazy::new(transaction, CAP_UNITS),
             reasons: Lazy::new(transaction, REASONS),
             trails: Lazy::new(transaction, TRAILS),
+            ids: Lazy::new(transaction, IDS),
             directives: Lazy::new(transaction, DIRECTIVES),
             sub_lanes: Lazy::new(transaction, SUB_LANES),
             meta: Lazy::new(transaction, META),
@@ -300,6 +307,7 @@ pub(super) fn prepare(
     tables.templates.open()?;
     tables.reasons.open()?;
     tables.trails.open()?;
+    tables.ids.open()?;
     tables.directives.open()?;
     let meta = tables.meta.open()?;
     let number = |meta: &Table<'_, &'static str, u64>, name: &str| -> Result<u64, StorageError> {
@@ -530,6 +538,8 @@ pub(super) struct JobRow {
     pub(super) expires_at_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) tags: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) fetched: Option<FetchedList>,
     /// What an operator changed.
     #[serde(default, skip_serializing_if = "Amended::is_empty")]
     pub(super) amended: Amended,
@@ -542,6 +552,8 @@ pub(super) struct JobRow {
     pub(super) fallback: Option<String>,
     #[serde(default, skip_serializing_if = "crate::json::is_zero")]
     pub(super) sent_by_fallback: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) keeps_ids: Option<KeepsIds>,
     #[serde(default)]
     pub(super) pace: Pace,
     /// Known to be durable in a queue, and not registered yet; `total` is then the announced

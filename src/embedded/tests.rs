@@ -113,6 +113,7 @@ fn head(client_msg_no: &str) -> Head {
         callback_url: None,
         reply_to: None,
         fallback: None,
+        keep_ids: false,
         fell_from: None,
     }
 }
@@ -140,9 +141,11 @@ fn submission(head: &Head, entries: u64) -> Submission {
         not_before_ms: None,
         expires_at_ms: None,
         tags: Vec::new(),
+        fetched: None,
         callback_url: None,
         reply_to: None,
         fallback: None,
+        keeps_ids: None,
         now_ms: crate::clock::now_ms(),
         warnings: Vec::new(),
         template: None,

@@ -12,6 +12,7 @@ use axum::extract::{Query, Request};
 use axum::http::{HeaderMap, Method, Uri, header};
 use parking_lot::Mutex;
 
+use super::fetch::ListSource;
 use super::pool::Holder;
 use super::problem::Refusal;
 use crate::domain::fields::Problem;
@@ -39,6 +40,8 @@ pub struct AppAccess {
     /// Rate of requests; each gateway counts its own.
     pub requests: Option<Rate>,
     pub before_accept: Option<BeforeAccept>,
+    /// Where the lists that its jobs name may be fetched from; the first that has the host counts.
+    pub list_sources: Vec<ListSource>,
 }
 
 /// The sender of a request.

@@ -1,5 +1,5 @@
 //! Routes that control jobs, apps and targets: `POST /v1/jobs/{id}:pause`, `:resume`, `:cancel`,
-//! `:rate`, `:priority`, `:schedule`, `:deadline`, `:repair`; `POST /v1/jobs:cancel` and others for
+//! `:rate`, `:priority`, `:schedule`, `:deadline`, `:repair`, `:recall`; `POST /v1/jobs:cancel` and others for
 //! all jobs of an app, a target or a tag; verbs for apps and targets; and live limits.
 //!
 //! The body of a command may be empty, or
@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 
@@ -17,6 +18,7 @@ use super::body::Held;
 use super::params::NoParams;
 use super::problem::Refusal;
 use super::query::unknown;
+use super::recall;
 use crate::clock::now_ms;
 use crate::domain::directive::{Scope, Subject};
 use crate::domain::fields::{Fields, Problem};
@@ -65,7 +67,7 @@ impl From<ControlError> for Refusal {
 }
 
 const JOB_VERBS: &[&str] = &[
-    "pause", "resume", "cancel", "rate", "priority", "schedule", "deadline", "repair",
+    "pause", "resume", "cancel", "rate", "priority", "schedule", "deadline", "repair", "recall",
 ];
 
 async fn job<B: Broker, S: Store, T: Transport>(
@@ -74,11 +76,15 @@ async fn job<B: Broker, S: Store, T: Transport>(
     asker: Asker,
     _: NoParams,
     body: Held,
-) -> Result<Json<ControlResult>, Refusal> {
+) -> Result<Response, Refusal> {
     let (id, verb) = verb(&last, JOB_VERBS)?;
     let id: JobId = id
         .parse()
         .map_err(|error| Refusal::NotFound(format!("{error}")))?;
+    if verb == "recall" {
+        let recalled = recall::recall(&gateway, id, &asker, &body.bytes).await?;
+        return Ok(Json(recalled).into_response());
+    }
     if let Some(app) = asker.own_app() {
         let record = gateway.context.store.job(id).await?;
         record
@@ -99,6 +105,7 @@ async fn job<B: Broker, S: Store, T: Transport>(
         })
     })
     .await
+    .map(IntoResponse::into_response)
 }
 
 async fn app<B: Broker, S: Store, T: Transport>(

@@ -6,13 +6,14 @@
 //! and an uploaded list is sent only once all of it is accepted.
 //!
 //! - `routes`: every path; `submit`: accepts jobs; `query`: reads jobs; `events`: follows one job;
-//!   `feed`: follows all jobs; `about`: the process itself; `control`: controls jobs, apps and targets; `dead`: dead letters; `templates`: stored
+//!   `feed`: follows all jobs; `about`: the process itself; `control`: controls jobs, apps and targets; `recall`: takes
+//!   messages back; `dead`: dead letters; `templates`: stored
 //!   messages; `dropin`: existing callers of IM systems.
 //! - `openapi`: all of it as a document and as a page; `console`: pages that use it.
 //! - `access`: who calls and what they may do; `caller_view`: what callers learn about the
 //!   configuration; `permit`: the gateway's side of [`admission`](crate::service::admission).
 //! - `params`, `body`, `form`, `problem`: read requests and write refusals; `spec`, `spool`,
-//!   `sorted`, `upload`: uploaded lists.
+//!   `sorted`, `upload`: uploaded lists; `fetch`: lists that jobs name by their address.
 //!
 //! Every answer that is not a success is `application/problem+json` with all problems of the
 //! request, except to existing callers of an IM system, which get answers of that system.
@@ -41,6 +42,7 @@ mod dropin;
 mod events;
 mod expiry;
 mod feed;
+mod fetch;
 mod form;
 mod lookup;
 mod observe;
@@ -50,6 +52,7 @@ mod permit;
 mod pool;
 mod problem;
 mod query;
+mod recall;
 mod routes;
 mod shares;
 mod sorted;
@@ -78,8 +81,10 @@ use self::dead::{Pages, Readers};
 pub use self::dropin::DropInSystem;
 use self::events::Hub;
 use self::feed::Feed;
+pub use self::fetch::{ListClients, ListSource};
 pub use self::openapi::openapi;
 use self::problem::Refusal;
+use self::recall::Recalls;
 use self::shares::Shares;
 pub use self::tls::Tls;
 use self::wrong_guesses::Failures;
@@ -114,6 +119,7 @@ pub struct Settings {
     pub wait_max: Duration,
     pub upload_bytes_max: u64,
     pub upload_dir: PathBuf,
+    pub list_clients: ListClients,
 }
 
 /// The state that the routes share.
@@ -141,6 +147,8 @@ struct Gateway<B: Broker, S, T> {
     wait_max: Duration,
     upload_bytes_max: u64,
     upload_dir: PathBuf,
+    list_clients: ListClients,
+    recalls: Recalls,
 }
 
 /// A session that is open for publishing.
@@ -263,6 +271,8 @@ impl Server {
             wait_max: settings.wait_max,
             upload_bytes_max: settings.upload_bytes_max,
             upload_dir: settings.upload_dir,
+            list_clients: settings.list_clients,
+            recalls: Recalls::default(),
         });
         Ok(Self {
             listener,

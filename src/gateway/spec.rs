@@ -10,11 +10,13 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use crate::domain::audience::Member;
-use crate::domain::fields::{Problem, TWICE, each_field};
+use crate::domain::fields::{Fields, Problem, Problems, TWICE, each_field};
 use crate::domain::job::{ListPart, PARTS_MAX};
+use crate::domain::list_reference::{FetchedList, ListReference};
 use crate::domain::parts::{Bounds, Filling};
 use crate::domain::text;
 
@@ -31,6 +33,9 @@ const SPEC_BYTES_OF_ALL_MAX: usize = 256 * 1024 * 1024;
 /// Recipients in one message of a list. Several messages are on their way through gateway, broker
 /// and worker at a time, so smaller ones take less memory; slices are full in any case.
 const PART_RECIPIENTS: usize = 25_000;
+
+/// The field of an audience that tells which list was fetched.
+const FETCHED: &str = "fetched";
 
 /// The bytes before the recipients.
 const LIST: &[u8] = b"\"users\":[";
@@ -62,6 +67,48 @@ impl Spec {
     /// Takes a job apart; whether it is valid is checked when it is put together. `field` names its
     /// place in the request; `key` becomes its `client_msg_no` if it has none.
     pub(super) fn parse(field: &str, text: &[u8], key: Option<&str>) -> Result<Self, Problem> {
+        Self::take_apart(field, text, key, &mut |name, _| {
+            let what =
+                "the recipients are in the list that follows; here only `exclude` is permitted";
+            Err(Problem::new(format!("audience.{name}"), what))
+        })
+    }
+
+    /// Takes a job apart whose list is somewhere else.
+    pub(super) fn by_reference(
+        text: &[u8],
+        key: Option<&str>,
+    ) -> Result<(Self, ListReference), Vec<Problem>> {
+        let mut reference = b"{".to_vec();
+        let spec = Self::take_apart("", text, key, &mut |name, value| {
+            if !ListReference::FIELDS.contains(&name) {
+                let what = "the recipients are in the list at `url`; beside it only `exclude` and \
+                            what describes that list are permitted";
+                return Err(Problem::new(format!("audience.{name}"), what));
+            }
+            write_field(&mut reference, name, value);
+            Ok(())
+        });
+        let spec = spec.map_err(|problem| vec![problem])?;
+        reference.pop();
+        reference.push(b'}');
+        let mut problems = Problems::default();
+        let text = String::from_utf8_lossy(&reference);
+        let found = Fields::open("audience", &text, &mut problems)
+            .and_then(|mut fields| ListReference::from_fields(&mut fields, &mut problems));
+        match found {
+            Some(found) if problems.is_empty() => Ok((spec, found)),
+            _ => Err(problems.into()),
+        }
+    }
+
+    /// `other` gets the fields of the audience that do not belong to the spec.
+    fn take_apart(
+        field: &str,
+        text: &[u8],
+        key: Option<&str>,
+        other: &mut dyn FnMut(&str, &str) -> Result<(), Problem>,
+    ) -> Result<Self, Problem> {
         let problem = |what: String| Problem::new(field, what);
         if text.len() > SPEC_BYTES_MAX {
             let what = format!(
@@ -90,16 +137,23 @@ impl Spec {
         if let Some(audience) = audience {
             let fields = raw_fields("audience", audience.get())?;
             for (name, value) in &fields {
-                if name != "exclude" {
-                    let what = "the recipients are in the list that follows; here only \
-                                `exclude` is permitted";
-                    return Err(Problem::new(format!("audience.{name}"), what));
+                match &**name {
+                    "exclude" | FETCHED => write_field(&mut before, name, value.get()),
+                    name => other(name, value.get())?,
                 }
-                write_field(&mut before, name, value.get());
             }
         }
         before.extend_from_slice(LIST);
         Ok(Self { before })
+    }
+
+    /// The job with the version of the list that was fetched for it.
+    pub(super) fn with_fetched(mut self, version: &FetchedList) -> Self {
+        let list = self.before.len() - LIST.len();
+        self.before.truncate(list);
+        write_field(&mut self.before, FETCHED, &crate::json::text(version));
+        self.before.extend_from_slice(LIST);
+        self
     }
 
     /// The job without its list, as `before_accept` gets it.
@@ -191,6 +245,29 @@ fn write_field(body: &mut Vec<u8>, name: &str, value: &str) {
 
 fn json(text: &str) -> String {
     serde_json::Value::from(text).to_string()
+}
+
+/// Whether a job names its list by its address. Reads only jobs that may do so.
+pub(super) fn names_a_list(job: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Job<'a> {
+        #[serde(borrow)]
+        audience: Option<&'a RawValue>,
+    }
+    #[derive(Deserialize)]
+    struct Audience {
+        url: Option<IgnoredAny>,
+    }
+    if job.len() > SPEC_BYTES_MAX {
+        return false;
+    }
+    let text = text::decode(job).unwrap_or_default();
+    let url = || {
+        let job: Job<'_> = serde_json::from_str(text).ok()?;
+        let audience: Audience = serde_json::from_str(job.audience?.get()).ok()?;
+        audience.url
+    };
+    text.contains("\"url\"") && url().is_some()
 }
 
 /// The job in the value of a header.
@@ -292,6 +369,63 @@ mod tests {
         assert_eq!(field(r#"{"audience":{"users":["a"]}}"#), "audience.users");
         assert_eq!(field(r#"{"audience":{"all":true}}"#), "audience.all");
         assert_eq!(field(r#"{"audience":3}"#), "audience");
+    }
+
+    #[test]
+    fn a_job_may_name_its_list() {
+        let job = r#"{"v":1,"client_msg_no":"a","audience":{"url":"http://a/u","exclude":["x"],"etag":"7"}}"#;
+        assert!(names_a_list(job.as_bytes()));
+        let (spec, reference) = Spec::by_reference(job.as_bytes(), None).unwrap();
+        assert_eq!(
+            (reference.url.as_str(), reference.etag.as_deref()),
+            ("http://a/u", Some("7"))
+        );
+        let version = FetchedList {
+            url: "http://a/u".to_owned(),
+            etag: None,
+            sha256: "0".repeat(64),
+            bytes: 3,
+        };
+        let spec = spec.with_fetched(&version);
+        let told = String::from_utf8(spec.document().to_vec()).unwrap();
+        let fetched = crate::json::text(&version);
+        let expected = format!(
+            r#"{{"client_msg_no":"a","v":1,"audience":{{"exclude":["x"],"fetched":{fetched}}}}}"#
+        );
+        assert_eq!(told, expected);
+        assert_eq!(
+            Spec::parse("job", told.as_bytes(), None)
+                .unwrap()
+                .document(),
+            spec.document()
+        );
+        for other in [
+            r#"{"message":{"text":"\"url\""},"audience":{"users":["a"]}}"#,
+            r#"{"audience":{"url":null}}"#,
+            r#"{"audience":"url"}"#,
+            r#"{"url":"http://a/u"}"#,
+        ] {
+            assert!(!names_a_list(other.as_bytes()), "{other}");
+        }
+    }
+
+    #[test]
+    fn beside_a_reference_there_is_no_other_audience() {
+        for (job, field) in [
+            (
+                r#"{"audience":{"url":"http://a/u","users":["a"]}}"#,
+                "audience.users",
+            ),
+            (
+                r#"{"audience":{"url":"http://a/u","url":"http://b/u"}}"#,
+                "url",
+            ),
+            (r#"{"audience":{"url":7}}"#, "audience.url"),
+            (r#"{"part":{},"audience":{"url":"http://a/u"}}"#, "part"),
+        ] {
+            let problems = Spec::by_reference(job.as_bytes(), None).unwrap_err();
+            assert_eq!(problems[0].field, field, "{job}");
+        }
     }
 
     #[test]

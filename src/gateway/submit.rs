@@ -2,7 +2,7 @@
 //!
 //! | content type | the job | the audience |
 //! |---|---|---|
-//! | `application/json` | the body | in it |
+//! | `application/json` | the body | in it, or at the address that it names |
 //! | `application/x-ndjson`, `text/csv`, `text/plain` | header `Fanwise-Job-Spec` | the body |
 //! | `multipart/form-data` | part `job` | part `audience`, after it |
 //!
@@ -362,6 +362,7 @@ impl SubmitAnswer {
             recipients: job.recipients,
             messages: submissions.len() as u32,
             dry_run,
+            fetched: job.fetched,
             warnings: job.warnings,
             preview: self.preview,
             estimate: self.estimate,

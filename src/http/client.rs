@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-pub use fanwise_net::http::{Client, ClientSettings, platform_tls};
+pub use fanwise_net::http::{Client, ClientSettings, Download, platform_tls};
 
 use crate::ports::{HttpReply, Request, SendError, Transport};
 

@@ -52,6 +52,7 @@ pub(super) fn head() -> Head {
         callback_url: None,
         reply_to: None,
         fallback: None,
+        keep_ids: false,
         fell_from: None,
     }
 }

@@ -6,6 +6,8 @@ use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::announce::Reached;
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
+use crate::domain::list_reference::FetchedList;
+use crate::domain::message_id::KeepsIds;
 use crate::domain::moment;
 use crate::domain::pace::{Mark, Pace};
 use crate::domain::slice::Shape;
@@ -114,6 +116,9 @@ pub struct JobRecord {
     /// The tags of its first submission.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
+    /// The version of the list that the gateway fetched last for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched: Option<FetchedList>,
     /// The URL that gets the accounts when the job completes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_url: Option<String>,
@@ -126,6 +131,12 @@ pub struct JobRecord {
     /// How many of those that count as `sent` the second target reached.
     #[serde(default, skip_serializing_if = "crate::json::is_zero")]
     pub sent_by_fallback: u64,
+    /// The ledger keeps the target's ids of its messages.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_ids: bool,
+    /// Unknown if the record was rebuilt.
+    #[serde(skip)]
+    pub keeps_ids: Option<KeepsIds>,
     /// How fast the job went lately.
     #[serde(skip)]
     pub pace: Pace,

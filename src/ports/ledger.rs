@@ -9,6 +9,8 @@ use crate::domain::announce::DeadRecipient;
 use crate::domain::delivery::ClaimState;
 use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
 use crate::domain::lane::Priority;
+use crate::domain::list_reference::FetchedList;
+use crate::domain::message_id::{KeepsIds, KeptId};
 use crate::domain::outcome::{Class, Outcome};
 use crate::domain::slice::{Head, Shape, Together};
 
@@ -220,6 +222,7 @@ pub struct Entry {
     pub not_before_ms: Option<u64>,
     pub expires_at_ms: Option<u64>,
     pub tags: Vec<String>,
+    pub fetched: Option<FetchedList>,
     pub now_ms: u64,
 }
 
@@ -253,12 +256,16 @@ pub struct Submission {
     pub not_before_ms: Option<u64>,
     pub expires_at_ms: Option<u64>,
     pub tags: Vec<String>,
+    /// The version of the list, if the gateway fetched it. That of the last submission counts.
+    pub fetched: Option<FetchedList>,
     /// Where to send the notice of completion. The first submission that names a destination
     /// decides.
     pub callback_url: Option<String>,
     pub reply_to: Option<String>,
     /// The second target, from the first submission of the job.
     pub fallback: Option<String>,
+    /// Set if the job keeps ids; also from its first submission.
+    pub keeps_ids: Option<KeepsIds>,
     pub now_ms: u64,
     /// The features that the job goes on without; kept from its first submission.
     pub warnings: Vec<String>,
@@ -336,6 +343,9 @@ pub struct Settle<'a> {
     pub owner: Owner,
     /// The outcomes to record. A recipient may be settled without a claim.
     pub outcomes: &'a [(Fingerprint, Outcome)],
+    /// The ids of messages among them, to keep beside the outcomes: only where the outcome is the
+    /// recipient's first.
+    pub ids: &'a [(Fingerprint, KeptId)],
     /// Our claims to release without an outcome, of recipients that were certainly not sent to.
     pub release: &'a [Fingerprint],
     /// Our claims to release of recipients that may have been sent to. The next owner that claims
@@ -358,6 +368,7 @@ impl<'a> Settle<'a> {
             slice,
             owner,
             outcomes: &[],
+            ids: &[],
             release: &[],
             doubted: &[],
             unused: &[],

@@ -12,6 +12,7 @@ mod frequency_caps;
 mod job_record;
 mod ledger;
 mod limiter;
+mod message_ids;
 mod nonces;
 mod pulse;
 mod quotas;
@@ -29,6 +30,7 @@ pub use self::frequency_caps::*;
 pub use self::job_record::*;
 pub use self::ledger::*;
 pub use self::limiter::*;
+pub use self::message_ids::*;
 pub use self::nonces::*;
 pub use self::pulse::*;
 pub use self::quotas::*;
@@ -41,10 +43,11 @@ pub use self::transport::*;
 pub use crate::domain::delivery::ClaimState;
 pub use crate::domain::directive::Scope;
 
-/// Everything that one engine stores besides messages: the ledger, the sub-lanes of jobs, the limiter,
+/// Everything that one engine stores besides messages: the ledger, the ids of messages, the sub-lanes of jobs, the limiter,
 /// the directives, the stored messages, the quotas, the frequency caps, the nonces and the heartbeats.
 pub trait Store:
     Ledger
+    + MessageIds
     + Steering
     + Upkeep
     + SubLanes
@@ -60,6 +63,7 @@ pub trait Store:
 
 impl<
     S: Ledger
+        + MessageIds
         + Steering
         + Upkeep
         + SubLanes

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use super::{HttpReply, Request};
 use crate::domain::fields::Problem;
+use crate::domain::ids::JobId;
 use crate::domain::limits::Rate;
 use crate::domain::mapping;
 use crate::domain::mapping::{Feature, Fit, Mapping, Strictness};
+use crate::domain::message_id::MessageId;
 use crate::domain::outcome::{RefusalKind, TargetAnswer, Verdict};
-use crate::domain::slice::Head;
+use crate::domain::slice::{Addressed, Head};
 use crate::secret::Secret;
 
 /// One backend account, as pure functions that build requests and read replies. The sending itself
@@ -68,6 +70,11 @@ pub trait Target: Send + Sync + 'static {
         None
     }
 
+    /// How to recall messages; where the target cannot, why.
+    fn recall(&self) -> Result<&dyn Recall, &'static str> {
+        Err("this system has no call that recalls a message")
+    }
+
     /// A request that changes nothing and whose reply identifies the account, where there is one.
     fn identify(&self) -> Option<Request> {
         None
@@ -124,6 +131,29 @@ pub enum Probed {
     /// with a pause between them.
     NotSent,
     Unknown,
+}
+
+/// Recalls messages, one a call.
+pub trait Recall: Send + Sync {
+    /// A limit slightly below the one that the backend documents for these calls.
+    fn limit(&self) -> Rate;
+
+    /// The request, to be [signed](Target::sign); `None` if it must name something that is not known.
+    fn request(&self, recalled: &Recalled<'_>) -> Option<Request>;
+
+    /// Reads the reply: done if the message is recalled, permanent if it cannot be.
+    fn read_reply(&self, reply: &HttpReply) -> TargetAnswer;
+}
+
+/// A message to recall.
+#[derive(Clone, Copy, Debug)]
+pub struct Recalled<'a> {
+    pub job: JobId,
+    /// The sender that the job names.
+    pub sender: Option<&'a str>,
+    pub addressed: Addressed,
+    pub recipient: &'a str,
+    pub message: &'a MessageId,
 }
 
 /// Fetches the credential that requests carry. The worker keeps the credential and fetches a new

@@ -28,6 +28,7 @@ use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::JobId;
 use crate::domain::job::{self, Job};
 use crate::domain::lane::Priority;
+use crate::domain::list_reference::FetchedList;
 use crate::domain::mapping::{Fit, Strictness};
 use crate::domain::message::Content;
 use crate::domain::permissions::{Asked, Permissions};
@@ -130,6 +131,8 @@ pub struct Examined {
     pub not_before_ms: Option<u64>,
     pub expires_at_ms: Option<u64>,
     pub tags: Vec<String>,
+    /// The version of its list, if the gateway fetched it.
+    pub fetched: Option<FetchedList>,
     /// The job has expired: it is refused, unless all of it was accepted before.
     pub too_late: Option<Problem>,
 }
@@ -148,6 +151,7 @@ impl Examined {
             not_before_ms: self.not_before_ms,
             expires_at_ms: self.expires_at_ms,
             tags: self.tags.clone(),
+            fetched: self.fetched.clone(),
             now_ms: now_ms(),
         }
     }
@@ -198,6 +202,7 @@ pub fn examine_job(
         not_before_ms: head.not_before_ms,
         expires_at_ms: head.expires_at_ms,
         tags: job.tags.clone(),
+        fetched: job.fetched().cloned(),
         too_late: job.too_late(now_ms()),
     })
 }

@@ -16,8 +16,9 @@ use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
 use crate::domain::letters::{DeadFilter, DeadRow};
 use crate::domain::limits::Rate;
+use crate::domain::message_id::{KeptId, RecallState};
 use crate::domain::moment;
-use crate::domain::outcome::Class;
+use crate::domain::outcome::{Class, TargetAnswer};
 use crate::domain::trail::TrailEntry;
 use crate::ports::{JobRecord, LedgerError, RetainedMessage, StoredTemplate};
 use crate::service::control::Hindrance;
@@ -157,6 +158,41 @@ pub struct RecipientFate {
     pub explanation: String,
     /// Its dead letter, if it failed or is uncertain and the letter still exists.
     pub dead_letter: Option<DeadRow>,
+    /// Its message, if the job keeps ids and the target named one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<MessageView>,
+}
+
+/// A message as its target names it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "MessageId")]
+pub struct MessageView {
+    pub id: String,
+    /// When the target took it, if the target says so.
+    #[serde(
+        rename = "at",
+        with = "moment::optional",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "Option<String>")]
+    pub at_ms: Option<u64>,
+    /// The second target of the job has it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_fallback: bool,
+    /// Whether it was recalled.
+    pub recall: RecallState,
+}
+
+impl From<KeptId> for MessageView {
+    fn from(kept: KeptId) -> Self {
+        Self {
+            id: kept.message.id,
+            at_ms: kept.message.at_ms,
+            by_fallback: kept.by_fallback,
+            recall: kept.recall,
+        }
+    }
 }
 
 /// The state of one of many recipients, as one line of NDJSON.
@@ -176,6 +212,96 @@ pub struct RecipientRow {
     pub text: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempts: Option<u32>,
+    /// Its message, if the job keeps ids and the target named one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<MessageView>,
+}
+
+/// Recalls the messages of a job.
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct RecallRequest {
+    /// Must be true: a recall cannot be undone.
+    #[serde(default)]
+    pub confirm: bool,
+    /// Only count.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author: Option<String>,
+}
+
+/// What became of the messages of a job.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct RecallResult {
+    /// 24 hexadecimal digits.
+    #[schemars(with = "String")]
+    pub job: JobId,
+    /// Messages whose id the ledger keeps.
+    pub messages: u64,
+    /// Messages that are recalled, by this request or before.
+    pub recalled: u64,
+    /// Messages that the target says cannot be recalled.
+    pub refused: u64,
+    /// Messages at a target that recalls none.
+    pub elsewhere: u64,
+    /// Messages to be recalled: repeat the request until it is 0.
+    pub left: u64,
+    /// Recipients that count as sent and whose messages have no id.
+    pub without_id: u64,
+    /// Calls of this request that failed; their messages are among those that are left.
+    pub failed: u64,
+    /// Why the request ended early: the answer of the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
+    /// When to repeat the request, if the target asks to wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_seconds: Option<u64>,
+}
+
+impl RecallResult {
+    /// Nothing is counted yet.
+    pub fn of(record: &JobRecord) -> Self {
+        Self {
+            job: record.job,
+            messages: 0,
+            recalled: 0,
+            refused: 0,
+            elsewhere: 0,
+            left: 0,
+            without_id: 0,
+            failed: 0,
+            stopped: None,
+            retry_after_seconds: None,
+        }
+    }
+
+    /// Counts the answer to one recall. Returns whether the message has its result.
+    pub fn add(&mut self, answer: &TargetAnswer) -> bool {
+        let counter = match answer.class {
+            Class::Done => &mut self.recalled,
+            Class::Permanent => &mut self.refused,
+            _ => {
+                self.failed += 1;
+                return false;
+            }
+        };
+        *counter += 1;
+        self.left = self.left.saturating_sub(1);
+        true
+    }
+
+    /// The request ends with this answer.
+    pub fn stop(&mut self, answer: &TargetAnswer) {
+        let (class, code, text) = (answer.class.as_str(), &answer.code, &answer.text);
+        self.stopped = Some(format!("the target answers {class} {code}: {text}"));
+        let wait = answer
+            .retry_after
+            .filter(|_| answer.class == Class::Throttled);
+        self.retry_after_seconds = wait.map(|wait| wait.as_millis().div_ceil(1000) as u64);
+    }
 }
 
 /// Resolves uncertain recipients of a job.

@@ -9,10 +9,10 @@ use std::ops::ControlFlow;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::api::{JobDetail, JobList, RecipientFate, RecipientRow, RecipientState};
+use super::api::{JobDetail, JobList, MessageView, RecipientFate, RecipientRow, RecipientState};
 use crate::clock::now_ms;
 use crate::domain::accounts::Audit;
-use crate::domain::ids::{Fingerprinter, JobId};
+use crate::domain::ids::{Fingerprint, Fingerprinter, JobId};
 use crate::domain::letters::{DeadRow, last_attempt_ms, read_letter};
 use crate::domain::outcome::Outcome;
 use crate::error::chain;
@@ -184,7 +184,9 @@ pub async fn recipient<S: Store, B: RetainedQueues>(
             }
         }
     }
+    let message = kept(store, record, &[fingerprint]).await?.pop().flatten();
     Ok(RecipientFate {
+        message,
         job: record.job,
         app: record.app.clone(),
         client_msg_no: record.client_msg_no.clone(),
@@ -194,6 +196,19 @@ pub async fn recipient<S: Store, B: RetainedQueues>(
         explanation,
         dead_letter,
     })
+}
+
+/// The messages to these recipients, if the job keeps ids.
+async fn kept<S: Store>(
+    store: &S,
+    record: &JobRecord,
+    recipients: &[Fingerprint],
+) -> Result<Vec<Option<MessageView>>, LedgerError> {
+    if !record.keep_ids {
+        return Ok(vec![None; recipients.len()]);
+    }
+    let ids = store.kept_ids(record, recipients).await?;
+    Ok(ids.into_iter().map(|id| id.map(Into::into)).collect())
 }
 
 /// Users that one question of [`lookup`] is about.
@@ -223,22 +238,27 @@ pub async fn lookup<S: Store>(
     let asked = prints.iter().zip(&states).filter(|(_, state)| ended(state));
     let asked: Vec<_> = asked.map(|(print, _)| *print).collect();
     let mut reasons = store.reasons(record.job, &asked).await?.into_iter();
-    let rows = users.zip(states).map(|(user, found)| {
-        let reason = ended(&found).then(|| reasons.next().flatten()).flatten();
-        let (state, explanation) = told(found, record);
-        let by_fallback = reason.as_ref().filter(|it| it.outcome == Outcome::Sent);
-        let explanation = by_fallback.map_or(explanation, |it| it.text.clone());
-        let reason = reason.filter(|it| it.outcome != Outcome::Sent);
-        RecipientRow {
-            recipient: user.clone(),
-            state,
-            explanation,
-            class: reason.as_ref().map(|it| it.class),
-            code: reason.as_ref().map(|it| it.code.clone()),
-            text: reason.as_ref().map(|it| it.text.clone()),
-            attempts: reason.map(|it| it.attempts),
-        }
-    });
+    let messages = kept(store, record, &prints).await?;
+    let rows = users
+        .zip(states)
+        .zip(messages)
+        .map(|((user, found), message)| {
+            let reason = ended(&found).then(|| reasons.next().flatten()).flatten();
+            let (state, explanation) = told(found, record);
+            let by_fallback = reason.as_ref().filter(|it| it.outcome == Outcome::Sent);
+            let explanation = by_fallback.map_or(explanation, |it| it.text.clone());
+            let reason = reason.filter(|it| it.outcome != Outcome::Sent);
+            RecipientRow {
+                recipient: user.clone(),
+                state,
+                explanation,
+                class: reason.as_ref().map(|it| it.class),
+                code: reason.as_ref().map(|it| it.code.clone()),
+                text: reason.as_ref().map(|it| it.text.clone()),
+                attempts: reason.map(|it| it.attempts),
+                message,
+            }
+        });
     Ok(rows.collect())
 }
 

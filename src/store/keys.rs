@@ -2,12 +2,13 @@
 //!
 //! | key | type | holds | expires | written by | read by |
 //! |---|---|---|---|---|---|
-//! | `P:{JOB}` | hash | header of a job: `app`, `client_msg_no`, `target`, content `digest`, `buckets`, `parts`, `submissions`, `expanded`, `total`, one counter per outcome, `accepted_at_ms`, `progress_at_ms`, `completed_at_ms`, `rebuilt`, `priority`, `rate`, `not_before_ms`, `expires_at_ms`, `tags`, the first, third and fourth of these as an operator changed them (`priority_now`, `not_before_now_ms`, `expires_at_now_ms`, 0 for never), `sender`, `window`, `pace_until_ms`, `category`, `callback_url`, `reply_to`, `fallback` (its second target), `sent_by_fallback`, `mark` and `mark_before` (its progress some seconds ago), `held` (its keys do not expire), `alive_at_ms` (a slice of it waited then), `lost` (outcomes the ledger lost), `unsure` (the ledger went back before it was ended), `reopened` (how often it was ended and went on); for a job that no worker has registered, `awaited` instead of `buckets` and the fields that follow from them | window after the job completed | enter, accept, mark_expanded, claim (when lost), settle, waits, abandon, complete, amend, resolve | all of them, job, jobs |
+//! | `P:{JOB}` | hash | header of a job: `app`, `client_msg_no`, `target`, content `digest`, `buckets`, `parts`, `submissions`, `expanded`, `total`, one counter per outcome, `accepted_at_ms`, `progress_at_ms`, `completed_at_ms`, `rebuilt`, `priority`, `rate`, `not_before_ms`, `expires_at_ms`, `tags`, the first, third and fourth of these as an operator changed them (`priority_now`, `not_before_now_ms`, `expires_at_now_ms`, 0 for never), `sender`, `window`, `pace_until_ms`, `category`, `fetched` (the version of its last list by reference), `callback_url`, `reply_to`, `fallback` (its second target), `keep_ids` (what a recall needs to know, as JSON), `sent_by_fallback`, `mark` and `mark_before` (its progress some seconds ago), `held` (its keys do not expire), `alive_at_ms` (a slice of it waited then), `lost` (outcomes the ledger lost), `unsure` (the ledger went back before it was ended), `reopened` (how often it was ended and went on); for a job that no worker has registered, `awaited` instead of `buckets` and the fields that follow from them | window after the job completed | enter, accept, mark_expanded, claim (when lost), settle, waits, abandon, complete, amend, resolve | all of them, job, jobs |
 //! | `P:{JOB}:slices` | hash | slice id → entries of it that are counted | with the header | claim, settle | claim, settle |
 //! | `P:{JOB}:submissions` | hash | submission → `<entries>:<1 if expanded>`, or `?<entries seen>` of one that is known only from its slices; `cut <submission>` → recipients per slice; `list 0 <list>` → how many parts of a list have arrived, `x` when the list was given up, and `list <part> <list>` for each part | with the header | accept, mark_expanded, gather, claim, settle | the same, knows |
 //! | `P:{JOB}:owners` | hash | number of an owner (3 bytes; the next number marks the recipients that it holds in doubt) → owner and end of its lease (8 and 6 bytes); owner → number | with the header, or when the job completes | claim, renew, complete | claim, renew, settle, peek |
 //! | `P:{JOB}:N` | string | bucket N: one record of 11 bytes per recipient, fingerprint and state | with the header | claim, settle, accept (when a job is reshaped) | the same, renew, peek, audit |
 //! | `P:{JOB}:reasons` | hash | fingerprint → why it ended failed or uncertain, as JSON; the first 10,000 | with the header | record_reasons | reasons |
+//! | `P:{JOB}:i{N}` | string | of a job that keeps ids: the recipients of bucket N with the ids of their messages, see `message_ids` | with the header | settle, note_recalls, accept | kept_ids, kept_page |
 //! | `P:{JOB}:trail` | list | the audit trail, one entry as JSON each, the last 100 | with the header | note | trail |
 //! | `P:{JOB}:fence`, `P:{pulse}:beats:fence` | string | a write that replicas must have before an outcome or a heartbeat counts as recorded, where so configured | a second | settle, beat | – |
 //! | `P:jobs` | sorted set | job ids by time of acceptance | never; a worker removes members that are no longer known | enter, accept, claim and settle (when rebuilt), quiet | jobs |
@@ -158,6 +159,11 @@ impl JobKeys {
 
     pub(super) fn trail(&self) -> String {
         format!("{}:trail", self.header)
+    }
+
+    /// The ids of messages beside a bucket.
+    pub(super) fn ids(&self, bucket: u32) -> String {
+        format!("{}:i{bucket}", self.header)
     }
 
     pub(super) fn owners(&self) -> String {

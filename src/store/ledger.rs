@@ -23,6 +23,7 @@ use super::{Store, turn};
 use crate::clock::now_ms;
 use crate::domain::accounts::{Accounts, Audit, ByOutcome as _};
 use crate::domain::ids::{Fingerprint, JobId, Owner};
+use crate::domain::list_reference::FetchedList;
 use crate::domain::outcome::Outcome;
 use crate::domain::pace::{Mark, Pace};
 use crate::domain::slice::{Shape, Together};
@@ -118,7 +119,15 @@ impl Ledger for Store {
             .push(submission.category.as_deref().unwrap_or_default())
             .push(submission.fallback.as_deref().unwrap_or_default())
             .push(submission.sender.as_deref().unwrap_or_default())
-            .push(optional(submission.pace_until_ms));
+            .push(optional(submission.pace_until_ms))
+            .push(fetched(submission.fetched.as_ref()))
+            .push(
+                submission
+                    .keeps_ids
+                    .as_ref()
+                    .map(json::bytes)
+                    .unwrap_or_default(),
+            );
         let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
         let accepted = match reply.text(0)?.as_str() {
             "conflict" => Accepted::Conflict {
@@ -145,7 +154,7 @@ impl Ledger for Store {
     }
 
     async fn enter(&self, entry: &Entry) -> Result<(), LedgerError> {
-        let mut call = self.job_call(&ENTER, entry.job, 10, 640);
+        let mut call = self.job_call(&ENTER, entry.job, 11, 640);
         call.push(&entry.app)
             .push(&entry.client_msg_no)
             .push(&entry.target)
@@ -158,7 +167,8 @@ impl Ledger for Store {
         };
         call.push(entry.priority.as_str())
             .push(optional(entry.expires_at_ms))
-            .push(tags(&entry.tags));
+            .push(tags(&entry.tags))
+            .push(fetched(entry.fetched.as_ref()));
         let reply = self.0.connection.call(&call).await?;
         if number(&reply)? == 1 {
             self.list(entry.job, entry.now_ms).await?;
@@ -631,6 +641,12 @@ pub(super) struct Group {
     pub(super) end: usize,
 }
 
+impl Group {
+    pub(super) fn bucket(&self) -> u32 {
+        self.bucket
+    }
+}
+
 impl Groups {
     pub(super) fn of(shape: Shape, sorted: &[Fingerprint]) -> Self {
         let mut packed = Vec::with_capacity(sorted.len() * 8);
@@ -753,6 +769,11 @@ fn optional(number: Option<u64>) -> String {
     number.map_or_else(String::new, |it| it.to_string())
 }
 
+/// The version of a list as JSON, or nothing.
+fn fetched(version: Option<&FetchedList>) -> Vec<u8> {
+    version.map(json::bytes).unwrap_or_default()
+}
+
 /// The tags of a job as JSON, or nothing.
 fn tags(tags: &[String]) -> Vec<u8> {
     match tags {
@@ -859,10 +880,19 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
             Some(json) => serde_json::from_str(json).map_err(broken)?,
             None => Vec::new(),
         },
+        fetched: match row.get("fetched") {
+            Some(json) => Some(serde_json::from_str(json).map_err(broken)?),
+            None => None,
+        },
         callback_url: row.get("callback_url").cloned(),
         reply_to: row.get("reply_to").cloned(),
         fallback: row.get("fallback").cloned(),
         sent_by_fallback: number("sent_by_fallback"),
+        keep_ids: row.contains_key("keep_ids"),
+        keeps_ids: match row.get("keep_ids").map_or("", String::as_str) {
+            "" => None,
+            json => Some(serde_json::from_str(json).map_err(broken)?),
+        },
         pace: Pace {
             last: mark(row.get("mark")),
             before: mark(row.get("mark_before")),

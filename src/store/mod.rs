@@ -31,6 +31,7 @@ mod frequency_caps;
 mod keys;
 mod ledger;
 mod limiter;
+mod message_ids;
 mod nonces;
 mod pulse;
 mod quotas;

@@ -35,6 +35,8 @@ static SETTLE: LazyLock<Script> = turn!("#!lua flags=allow-oom\n");
 pub(super) const RELEASE: u8 = b'r';
 const DOUBT: u8 = b'd';
 const UNUSED: u8 = b'k';
+/// Expected size of the record of an id.
+const ID_BYTES: usize = 48;
 /// Sent by the second target of the job.
 const SENT_BY_FALLBACK: u8 = b'b';
 
@@ -133,7 +135,12 @@ impl Store {
         let groups = || settled.iter().chain(&asked);
         let keys = 4 + groups().map(Groups::count).sum::<usize>();
         let bytes = 768 + groups().map(Groups::bytes).sum::<usize>();
-        let mut call = Call::new(script, keys, 10 + 2 * keys, bytes);
+        let ids = settle.map_or(0, |settle| settle.ids.len());
+        let (args, bytes) = match ids {
+            0 => (10 + 2 * keys, bytes),
+            ids => (10 + 3 * keys, bytes + ids * ID_BYTES),
+        };
+        let mut call = Call::new(script, keys, args, bytes);
         let job = self.0.keys.job(slice.head.id);
         call.push(&job.header)
             .push(job.slices())
@@ -167,6 +174,13 @@ impl Store {
                 call.push(groups.packed(group));
             }
         }
+        if let (Some(groups), Some(settle)) = (&settled, settle)
+            && !settle.ids.is_empty()
+        {
+            for group in &groups.groups {
+                call.push(settle.ids_of(&settle.recipients[group.start..group.end]));
+            }
+        }
         call
     }
 }
@@ -175,6 +189,8 @@ impl Store {
 struct Settlements {
     recipients: Vec<Fingerprint>,
     codes: Vec<u8>,
+    /// The ids to keep, as the ledger keeps them, sorted.
+    ids: Vec<(Fingerprint, Vec<u8>)>,
     last: Option<u32>,
 }
 
@@ -203,8 +219,21 @@ impl Settlements {
         Self {
             recipients,
             codes,
+            ids: super::message_ids::records(settle.ids),
             last: settle.last,
         }
+    }
+
+    /// The ids of these recipients, one after the other.
+    fn ids_of(&self, recipients: &[Fingerprint]) -> Vec<u8> {
+        let mut records = Vec::new();
+        for recipient in recipients {
+            let at = self.ids.binary_search_by_key(recipient, |(it, _)| *it);
+            if let Ok(at) = at {
+                records.extend_from_slice(&self.ids[at].1);
+            }
+        }
+        records
     }
 }
 

@@ -29,6 +29,7 @@ use crate::domain::ids::{Fingerprinter, JobId, SliceId};
 use crate::domain::job::{self, Job};
 use crate::domain::lane::{EXPRESS_RECIPIENTS_MAX, Lane, LaneClass, Priority};
 use crate::domain::message::Content;
+use crate::domain::message_id::KeepsIds;
 use crate::domain::slice::{
     Cut, Cutter, Enumeration, Head, Shape, Slice, Together, Unrecorded, slice_recipients,
 };
@@ -500,9 +501,14 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             not_before_ms: job.head.not_before_ms,
             expires_at_ms: job.head.expires_at_ms,
             tags: job.tags.clone(),
+            fetched: job.fetched().cloned(),
             callback_url: job.head.callback_url.clone(),
             reply_to: job.head.reply_to.clone(),
             fallback: job.head.fallback.as_ref().map(|it| it.target.clone()),
+            keeps_ids: job.head.keep_ids.then(|| KeepsIds {
+                sender: job.head.sender.clone(),
+                addressed: job.head.addressed,
+            }),
             now_ms: now_ms(),
             warnings,
             template: None,

@@ -32,6 +32,7 @@ async fn try_settle(
         slice,
         owner: ANN,
         outcomes: &outcomes,
+        ids: &[],
         release: &[],
         doubted: &[],
         unused: &[],

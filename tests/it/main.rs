@@ -13,6 +13,8 @@
 mod amqp;
 /// The native HTTP interface: jobs, events, recipients, dead letters, redrive and purge.
 mod api;
+/// Lists that a job names by their address.
+mod audience_url;
 /// The dependencies allowed between the folders of the crate.
 mod boundaries;
 /// Promise 11: the resources that one caller may use, so that the others get in.
@@ -71,6 +73,8 @@ mod personal;
 mod producers;
 /// The promises of the crate documentation, by name, on shared servers.
 mod promises;
+/// Ids of messages that are kept, and messages that are taken back.
+mod recall;
 /// The example receivers of webhooks, called by a worker and by strangers.
 mod receivers;
 /// The generated pages of `docs/reference`.

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use fanwise::domain::accounts::Accounts;
 use fanwise::domain::ids::{Fingerprint, Owner, SliceId};
 use fanwise::domain::limits::{Cost, Grant, Rate, Tat, Weight};
+use fanwise::domain::message_id::{KeptId, MessageId, RecallState};
 use fanwise::domain::outcome::{Class, Outcome};
 use fanwise::domain::slice::Shape;
 use fanwise::domain::trail::{Origin, TrailEntry};
 use fanwise::ports::Steering as _;
 use fanwise::ports::{
     Accepted, Beat, Claim, ClaimState, Claimed, JobQuery, JobRecord, JobState, Ledger, LedgerError,
-    Limiter, Park, ParkReason, Pulse, Reason, Submission, Upkeep,
+    Limiter, Park, ParkReason, Pulse, Reason, Settle, Submission, Upkeep,
 };
 use fanwise::store::{CheckError, Kind, Persistence, Settings, Store};
 use proptest::prelude::*;
@@ -262,12 +263,22 @@ async fn a_job_that_waits_is_known_and_a_completed_one_expires() {
     assert!(ends.len() >= 6 + 6 + 2, "{ends:?}");
     assert!(ends.values().all(|ttl| *ttl == -1), "{ends:?}");
 
-    settle(&bench.store, slice, ANN, &all(&people, Outcome::Sent), true).await;
+    let kept: Vec<_> = people.iter().map(|it| (*it, kept_id())).collect();
+    let settling = Settle {
+        outcomes: &all(&people, Outcome::Sent),
+        ids: &kept,
+        last: Some(slice.entries),
+        ..Settle::of(slice, ANN)
+    };
+    bench.store.settle(settling).await.unwrap();
+    let ends = bench.ends().await;
+    assert!(ends.len() >= 6 + 6 + 6 + 2, "{ends:?}");
+    assert!(ends.values().all(|ttl| *ttl == -1), "{ends:?}");
     bench.store.mark_expanded(job.id(), "s").await.unwrap();
     assert!(bench.store.complete(job.id()).await.unwrap());
     let of_job = |(key, _): &(String, i64)| key.contains('{');
     let ends: Vec<_> = bench.ends().await.into_iter().filter(of_job).collect();
-    assert!(ends.len() >= 5 + 6, "{ends:?}");
+    assert!(ends.len() >= 5 + 6 + 6, "{ends:?}");
     assert!(ends.iter().all(|(_, ttl)| *ttl > 600_000), "{ends:?}");
     // Another delivery of a slice does not change that.
     let done = claim(&bench.store, slice, BOB, LEASE, &people[..1]).await;
@@ -282,6 +293,16 @@ async fn a_job_that_waits_is_known_and_a_completed_one_expires() {
     ));
     let ends = bench.ends().await;
     assert!(ends.values().all(|ttl| *ttl == -1), "{ends:?}");
+}
+
+/// The id of some message.
+fn kept_id() -> KeptId {
+    KeptId {
+        recipient: "user".to_owned(),
+        message: MessageId::new("1", None).unwrap(),
+        by_fallback: false,
+        recall: RecallState::No,
+    }
 }
 
 /// A job of an older version, whose keys expire, is kept from the first claim on.

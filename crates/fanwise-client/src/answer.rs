@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use strum::{EnumString, IntoStaticStr, VariantArray};
 
+use crate::audience::FetchedList;
 use crate::id::JobId;
 use crate::message::Message;
 
@@ -21,6 +22,9 @@ pub struct Submitted {
     /// Nothing was accepted: the request was a dry run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
+    /// The version of the list, if the gateway fetched it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched: Option<FetchedList>,
     /// Features that the target does not support and that the job goes on without.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

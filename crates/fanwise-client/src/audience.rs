@@ -1,6 +1,8 @@
 //! Who gets a message.
 
-use serde::Serialize;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 /// The recipients of the message: one of `users`, `groups` and `all`.
@@ -31,6 +33,76 @@ pub struct Audience {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(default, length(max = 100_000)))]
     pub exclude: Vec<String>,
+    /// The address of a list of users, instead of `users`. Only over HTTP: the gateway fetches the
+    /// list before it accepts the job. The app's configuration names the hosts that are allowed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 2048)))]
+    pub url: Option<String>,
+    /// The format of the list at `url`; by its content type or the ending of its path if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<ListFormat>,
+    /// The column (CSV) or field (NDJSON) of the list at `url` that holds the recipient.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 256)))]
+    pub column: Option<String>,
+    /// The other columns of the CSV at `url` are the recipient's values for placeholders.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[cfg_attr(feature = "schema", schemars(default))]
+    pub vars: bool,
+    /// The SHA-256 that the list at `url` must have, 64 hexadecimal digits; another list is
+    /// refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(min = 64, max = 64)))]
+    pub sha256: Option<String>,
+    /// The entity tag that the list at `url` must have; another version is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 256)))]
+    pub etag: Option<String>,
+    /// The version of the list that `users` came from. The gateway sets it when it has fetched the
+    /// list; the record of the job shows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fetched: Option<FetchedList>,
+}
+
+/// How a list at an address is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum ListFormat {
+    /// One recipient a line; blank lines and lines that begin with `#` are skipped.
+    Lines,
+    /// With a heading that names the column of the recipients, or with one column.
+    Csv,
+    /// One JSON value a line: a text, or an object with `id` and `vars`.
+    Ndjson,
+}
+
+/// The version of a list that the recipients of a job came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct FetchedList {
+    /// Its address, without the query, which may contain credentials.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 2048)))]
+    pub url: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 256)))]
+    pub etag: Option<String>,
+    /// 64 hexadecimal digits.
+    #[cfg_attr(feature = "schema", schemars(length(min = 64, max = 64)))]
+    pub sha256: String,
+    pub bytes: u64,
+}
+
+/// `https://a/users.csv, etag "7", sha256 9f86…, 1024 bytes`
+impl fmt::Display for FetchedList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)?;
+        if let Some(etag) = &self.etag {
+            write!(f, ", etag {etag:?}")?;
+        }
+        write!(f, ", sha256 {}, {} bytes", self.sha256, self.bytes)
+    }
 }
 
 impl Audience {

@@ -110,6 +110,11 @@ pub struct Job {
     /// there, and end with what that target answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback: Option<Fallback>,
+    /// Keep the target's id of the message to each recipient, and with it the recipient itself, for
+    /// as long as the job is remembered. The target must return such ids.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[cfg_attr(feature = "schema", schemars(default))]
+    pub keep_ids: bool,
     /// Must be `true` for an audience of all users.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confirm_all: Option<bool>,
@@ -153,6 +158,7 @@ impl Job {
             callback_url: None,
             reply_to: None,
             fallback: None,
+            keep_ids: false,
             confirm_all: None,
             part: None,
             tags: Vec::new(),

@@ -51,7 +51,7 @@ pub mod webhook;
 pub use self::answer::{
     Accounts, Estimate, FieldProblem, JobStanding, JobState, JobView, Preview, Problem, Submitted,
 };
-pub use self::audience::{Audience, Recipient};
+pub use self::audience::{Audience, FetchedList, ListFormat, Recipient};
 pub use self::id::{JobId, NotAJobId};
 pub use self::job::{
     CLIENT_MSG_NO_BYTES_MAX, DEFAULT_APP, FailureClass, Fallback, JOB_BYTES_MAX,

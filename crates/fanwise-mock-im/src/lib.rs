@@ -63,7 +63,7 @@ pub use faults::{Burst, Chance, FaultFlag, FaultKind, Faults, FaultsError, Laten
 pub use log::Entry;
 pub use netease::{NeteaseSettings, OnRepeat, PairError, Quota, QuotaError, Standing};
 pub use openim::{OpenimArgs, Rules as OpenimRules};
-pub use state::Stats;
+pub use state::{Recalled, Stats};
 pub use wukongim::{Login, Version};
 pub use yunxin::{FailedKey, YunxinSettings};
 
@@ -199,6 +199,11 @@ impl MockHandle {
     /// All accepted messages. Recipients are in no particular order.
     pub fn accepted(&self) -> Vec<Entry> {
         self.0.book.all()
+    }
+
+    /// The messages that were recalled, in order; one that was recalled twice is there twice.
+    pub fn recalled(&self) -> Vec<Recalled> {
+        self.0.recalled().clone()
     }
 
     /// False once entries were dropped because [`Settings::keep`] was reached.

@@ -89,6 +89,14 @@ pub(super) struct Receipt {
     pub(super) replay: bool,
 }
 
+/// A message that was recalled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recalled {
+    pub system: &'static str,
+    pub recipient: String,
+    pub message_id: i64,
+}
+
 /// The state that all connections share.
 pub(super) struct State {
     pub(super) version: Version,
@@ -100,6 +108,8 @@ pub(super) struct State {
     pub(super) openim: openim::OpenimState,
     pub(super) counters: Counters,
     pub(super) book: Book,
+    /// Messages that their senders recalled.
+    pub(super) recalled: Mutex<Vec<Recalled>>,
     /// WuKongIM v3: the answers, by channel, from_uid and client_msg_no.
     pub(super) stored: Shards<HashMap<u128, Stored>>,
     /// Webhook: the answers, by idempotency key.
@@ -134,6 +144,7 @@ impl State {
             openim: openim::OpenimState::new(settings.openim),
             counters: Counters::default(),
             book: Book::new(settings.keep),
+            recalled: Mutex::default(),
             stored: Shards::new(),
             known_keys: Shards::new(),
             netease: netease::NeteaseState::new(settings.netease),
@@ -177,6 +188,26 @@ impl State {
     pub(super) fn next_message(&self) -> (i64, u64) {
         let seq = 1 + self.message_seq.fetch_add(1, Ordering::Relaxed);
         (self.message_id_base + seq as i64, seq)
+    }
+
+    /// Finds a message by its id, in the conversation of its sender with a recipient.
+    pub(super) fn message(&self, from: &str, to: &str, id: i64) -> Option<Entry> {
+        let same = |entry: &Entry| entry.message_id == id && &*entry.from == from;
+        self.book.of(to).into_iter().find(same)
+    }
+
+    /// Notes that a message was recalled.
+    pub(super) fn recall(&self, system: &'static str, message: &Entry) {
+        let recalled = Recalled {
+            system,
+            recipient: message.recipient.clone(),
+            message_id: message.message_id,
+        };
+        self.recalled().push(recalled);
+    }
+
+    pub(super) fn recalled(&self) -> MutexGuard<'_, Vec<Recalled>> {
+        self.recalled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the user is refused; counts the refusal.

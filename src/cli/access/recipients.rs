@@ -10,7 +10,7 @@ use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::ports::Ledger as _;
-use crate::service::api::{RecipientRow, ResolveRequest};
+use crate::service::api::{RecallRequest, RecallResult, RecipientRow, ResolveRequest};
 use crate::service::control::DirectiveNote;
 use crate::service::dead_letters::{ResolveAs, Resolved};
 use crate::service::jobs;
@@ -63,6 +63,28 @@ impl Access {
                 };
                 let path = format!("/v1/jobs/{job}/uncertain:resolve");
                 server.post(&path, &request).await
+            }
+        }
+    }
+}
+
+impl Access {
+    /// Recalls messages of a job for some time, or counts them.
+    pub(in crate::cli) async fn recall(
+        &self,
+        job: JobId,
+        request: &RecallRequest,
+    ) -> Result<RecallResult, Failure> {
+        match self {
+            Self::Direct(_) => {
+                let what = "a gateway recalls messages, with the credentials of the target: name it with \
+                            --server";
+                Err(Failure::message(Exit::Usage, what))
+            }
+            Self::Server(server) => {
+                server
+                    .post(&format!("/v1/jobs/{job}:recall"), request)
+                    .await
             }
         }
     }

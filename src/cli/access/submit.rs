@@ -125,6 +125,7 @@ impl Checked {
             recipients: self.entries,
             messages: messages as u32,
             dry_run: false,
+            fetched: None,
             warnings: self.warnings,
             preview: Vec::new(),
             estimate: None,

@@ -197,6 +197,7 @@ impl SendArgs {
         ] {
             set_some(fields, name, value.as_ref())?;
         }
+        set_some(fields, "keep_ids", self.keep_ids.then_some(&true))?;
         if !self.tags.is_empty() {
             set(fields, "tags", &self.tags)?;
         }
@@ -227,11 +228,12 @@ impl SendArgs {
         Ok(())
     }
 
-    /// Sets an audience that is not a list: groups, all users, or the audience of the file.
+    /// Sets an audience that is not a list here: a list elsewhere, groups, all users, or the audience
+    /// of the file.
     fn set_audience(&self, fields: &mut Fields) -> Result<(), Failure> {
-        let flags = self.all || !self.group.is_empty();
+        let flags = self.all || !self.group.is_empty() || self.audience_url.is_some();
         if !flags && self.job.is_none() {
-            let what = "no recipients: name them, or give --file, --group or --all";
+            let what = "no recipients: name them, or give --file, --audience-url, --group or --all";
             return Err(Failure::message(Exit::BadInput, what));
         }
         if flags {
@@ -239,6 +241,12 @@ impl SendArgs {
                 groups: (!self.group.is_empty()).then(|| self.group.clone()),
                 group_type: self.group_type,
                 all: self.all,
+                url: self.audience_url.clone(),
+                format: self.format.map(Into::into),
+                column: self.column.clone(),
+                vars: self.vars,
+                sha256: self.sha256.clone(),
+                etag: self.etag.clone(),
                 ..AudienceDocument::default()
             };
             set(fields, "audience", &audience)?;

@@ -216,6 +216,21 @@ fn callbacks_need_hosts_and_a_secret() {
 }
 
 #[test]
+fn list_sources_need_hosts() {
+    let more = "[apps.default.list_sources.crm]\nhosts = [\"https://a\"]\ntimeout = \"2h\"";
+    let problems = problems(&format!("{LEAST}\n{more}"), &[]);
+    let expected = [
+        "apps.default.list_sources.crm.hosts: \"https://a\" is neither a host",
+        "apps.default.list_sources.crm.timeout: ",
+        "apps.default.list_sources.crm.hosts: empty",
+    ];
+    for (problem, expected) in problems.iter().zip(expected) {
+        assert!(problem.starts_with(expected), "{problem}");
+    }
+    assert_eq!(problems.len(), expected.len(), "{problems:?}");
+}
+
+#[test]
 fn queues_of_replies_are_named() {
     let more = "[apps.default]\nreply_to = [\"done\", \"orders.*\", \"*\", \"a*b\"]";
     let problems = problems(&format!("{LEAST}\n{more}"), &[]);

@@ -69,6 +69,7 @@ fn an_empty_secret_is_refused_wherever_it_stands() {
         ("[apps.default.yunxin]\nkey = \"k\"", "secret"),
         ("[apps.default.wukongim]\nauth = \"none\"", "secret"),
         ("[apps.default.callbacks]\nhosts = [\"a\"]", "secret"),
+        ("[apps.default.list_sources.a]\nhosts = [\"a\"]", "token"),
         ("[apps.default.before_accept]\nurl = \"http://a\"", "secret"),
         (
             "[targets.im]\ntype = \"webhook\"\nurl = \"http://a\"",

@@ -38,6 +38,7 @@ pub(in crate::domain) fn slice(people: u32, repeats: u32) -> Slice {
         callback_url: None,
         reply_to: None,
         fallback: None,
+        keep_ids: false,
         fell_from: None,
     };
     Slice {

@@ -137,6 +137,7 @@ pub(super) fn read_job<'a>(
     let reply_to = read_checked(&mut fields, "reply_to", problems, |queue| {
         wrong_id(queue, REPLY_TO_BYTES_MAX).map_or_else(|| context.check_reply_to(&app, queue), Err)
     });
+    let keep_ids: Option<bool> = fields.get("keep_ids", "true or false", problems);
     let confirmed: Option<bool> = fields.get("confirm_all", "true or false", problems);
     let part = read_part(&mut fields, problems);
     let tags = read_tags(&mut fields, problems);
@@ -200,6 +201,7 @@ pub(super) fn read_job<'a>(
         callback_url,
         reply_to,
         fallback,
+        keep_ids: keep_ids.unwrap_or_default(),
         fell_from: None,
     };
     Some(Job {

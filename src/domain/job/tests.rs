@@ -253,6 +253,7 @@ fn the_document_type_writes_what_the_reader_reads() {
             target: "sms".into(),
             on: vec![FailureClass::Transient],
         }),
+        keep_ids: true,
         confirm_all: Some(true),
         part: Some(ListPart {
             number: 1,

@@ -206,6 +206,8 @@ pub(super) struct SettleStep {
     owner: u64,
     /// Sorted, each recipient once.
     entries: Vec<(u64, u8)>,
+    /// The ids to keep, as they are kept, sorted.
+    ids: Vec<(u64, Vec<u8>)>,
     /// If the slice ends: the repeats that its deliveries saw.
     last: Option<u32>,
 }
@@ -216,13 +218,15 @@ impl SettleStep {
             slice: Slice::of(settle.slice),
             owner: settle.owner.0,
             entries: settlements(&settle),
+            ids: ids(&settle),
             last: settle.last,
         }
     }
 
     /// The bytes that it writes, nearly.
     pub(super) fn bytes(&self) -> usize {
-        self.entries.len() * 9
+        let ids = self.ids.iter().map(|(_, id)| 16 + id.len());
+        self.entries.len() * 9 + ids.sum::<usize>()
     }
 
     pub(super) fn run(&self, work: &mut WriteContext<'_>) -> Result<Recorded, StorageError> {
@@ -275,6 +279,7 @@ impl SettleStep {
             drop(stored);
             buckets.insert(key, written.as_slice())?;
         }
+        self.keep_ids(work, row.life, &settled)?;
         let table = &mut work.tables.claims;
         work.claims.drop(table, row.life, &settled)?;
         work.claims.release(table, asker, &released)?;
@@ -321,6 +326,28 @@ impl SettleStep {
     }
 }
 
+impl SettleStep {
+    /// Keeps the ids of messages to these recipients, which have just got their first outcome.
+    fn keep_ids(
+        &self,
+        work: &mut WriteContext<'_>,
+        life: u64,
+        settled: &[u64],
+    ) -> Result<(), StorageError> {
+        if self.ids.is_empty() {
+            return Ok(());
+        }
+        let table = work.tables.ids.open()?;
+        for fingerprint in settled {
+            let at = self.ids.binary_search_by_key(fingerprint, |(it, _)| *it);
+            if let Ok(at) = at {
+                table.insert((life, *fingerprint), self.ids[at].1.as_slice())?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Neighbours in the order of fingerprints that share a bucket.
 struct Group<'a, T> {
     bucket: u32,
@@ -349,6 +376,14 @@ fn sorted(fingerprints: &[Fingerprint]) -> Vec<u32> {
         order.sort_by_key(|at| fingerprints[*at as usize]);
     }
     order
+}
+
+/// The ids to keep, sorted.
+fn ids(settle: &Settle<'_>) -> Vec<(u64, Vec<u8>)> {
+    let ids = settle.ids.iter();
+    let mut ids: Vec<_> = ids.map(|(it, id)| (it.0, id.encode())).collect();
+    ids.sort_by_key(|(fingerprint, _)| *fingerprint);
+    ids
 }
 
 /// The codes to write for the recipients, sorted, each recipient once. The first outcome given

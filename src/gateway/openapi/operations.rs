@@ -14,8 +14,9 @@ use crate::domain::letters::DeadRow;
 use crate::domain::message::MessageDocument;
 use crate::ports::JobState;
 use crate::service::api::{
-    About, DeadList, JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RecipientRow,
-    RedriveRequest, ResolveRequest, Submitted, TemplateRow, TemplateView, Verification,
+    About, DeadList, JobDetail, JobList, KeptLine, PurgeRequest, RecallRequest, RecallResult,
+    RecipientFate, RecipientRow, RedriveRequest, ResolveRequest, Submitted, TemplateRow,
+    TemplateView, Verification,
 };
 use crate::service::control::{ControlResult, DirectiveView, LimitView, ManyResult, TargetView};
 use crate::service::dead_letters::{Purged, Redriven, Resolved};
@@ -245,8 +246,9 @@ const APP: &str = "The app; `default` if left out.";
 const CURSOR: &str = "`next` of the previous page.";
 
 const SUBMIT: &str = "The job is JSON. A long list of recipients follows its job instead of being \
-in it: as the body, with the job in the header `Fanwise-Job-Spec`, or as the second part of a form. All \
-or nothing: a list with bad lines is refused with their numbers, and sent to no recipient.\n\n\
+in it: as the body, with the job in the header `Fanwise-Job-Spec`, or as the second part of a form. Or the job names the list (`audience.url`), and the gateway fetches it while \
+the request waits. All or nothing: a list with bad lines is refused with their numbers, and one that does not \
+come whole is refused too; no recipient is sent to.\n\n\
 The same `client_msg_no` with the same message is the same job: further recipients extend it, and \
 no recipient gets it twice. With another message it is refused with 409.";
 
@@ -260,6 +262,10 @@ const RESOLVE: &str = "`sent` and `failed` change the outcome of recipients that
 letters with it; other recipients stay as they are. `resend` sends to them again in a new job, by the rules of any \
 redrive: a second resend of the same recipients sends nothing. The uncertain recipients of a job are at \
 `/v1/dead?job=…&outcome=uncertain`. The audit trail of the job notes it.";
+
+const RECALL: &str = "For jobs with `keep_ids`, where the target has a call that recalls a message (NetEase, Yunxin). \
+One request works for at most `gateway.wait_max`: repeat it until `left` is 0. A repeat goes on where the last one \
+ended, and recalls no message twice that has its result. The audit trail of the job notes it.";
 
 const MANY: &str = "Reaches every job that is accepted and not completed when the request arrives, and no \
 later one. With the token of an app only jobs of that app. Each job notes the command in its audit trail. Try it \
@@ -556,6 +562,18 @@ fn steering() -> Vec<Operation> {
             .summary("Look for what is left of a job, and end it if nothing is")
             .takes(json(of::<RepairRequest>))
             .example(r#"{"reason":"a queue was purged"}"#),
+        Operation::new("post", "/v1/jobs/{id}:recall", "recallJob")
+            .path("id", JOB_ID)
+            .summary("Take the messages of a completed job back")
+            .about(RECALL)
+            .takes(json(of::<RecallRequest>))
+            .example(r#"{"confirm":true,"reason":"wrong price","author":"ana"}"#)
+            .answers(
+                200,
+                "What became of its messages.",
+                vec![json(of::<RecallResult>)],
+            )
+            .refuses(&[404, 409]),
         many("/v1/jobs:cancel", "cancelJobs")
             .summary("Cancel all jobs of an app, a target or a tag"),
         many("/v1/jobs:pause", "pauseJobs").summary("Pause all jobs of an app, a target or a tag"),

@@ -137,6 +137,11 @@ impl Draft {
             Kind::Job => {
                 let shares = &gateway.shares;
                 let held = body::read(shares, caller, body, BODY_BYTES_MAX, UPLOAD).await?;
+                if spec::names_a_list(&held.bytes) {
+                    let _place = gateway.shares.upload(caller)?;
+                    let list = fetch_list(gateway, caller, held, wishes).await?;
+                    return Self::of_list(gateway, caller, list, wishes).await;
+                }
                 let keyed = wishes.key.as_deref();
                 let keyed = keyed.and_then(|key| spec::with_key(&held.bytes, key));
                 let bytes = keyed.clone().unwrap_or_else(|| held.bytes.clone());
@@ -153,24 +158,34 @@ impl Draft {
             Kind::List(listing) => {
                 let _place = gateway.shares.upload(caller)?;
                 let list = receive_list(gateway, caller, listing, &head, body, wishes).await?;
-                let size = list.file.metadata().map_or(0, |it| it.len());
-                gateway.context.metrics.uploaded(size);
-                let (folder, secret) = (gateway.upload_dir.clone(), gateway.fingerprint_secret());
-                let sort = move || list.sort(&folder, &secret);
-                let (mut upload, checked) = survey_in_turn(gateway, caller, sort, wishes).await?;
-                let document = upload.spec.document();
-                let Some(change) = allow(&**gateway, &checked.job, &document).await? else {
-                    return Ok((Self::List(Box::new(upload)), checked));
-                };
-                let changed = change.apply(&document)?;
-                // The job may be longer or shorter now, so that the list is cut differently.
-                upload.spec = Spec::parse("job", &changed, None)
-                    .map_err(|problem| Refusal::BadJob(vec![problem]))?;
-                let same = move || Ok(upload);
-                let (upload, checked) = survey_in_turn(gateway, caller, same, wishes).await?;
-                Ok((Self::List(Box::new(upload)), checked))
+                Self::of_list(gateway, caller, list, wishes).await
             }
         }
+    }
+
+    /// Reads and checks a list that was received.
+    async fn of_list<B: Broker, S: Store, T: Transport>(
+        gateway: &Arc<Gateway<B, S, T>>,
+        caller: &Caller,
+        list: Received,
+        wishes: &SubmitOptions,
+    ) -> Result<(Self, Checked), Refusal> {
+        let size = list.file.metadata().map_or(0, |it| it.len());
+        gateway.context.metrics.uploaded(size);
+        let (folder, secret) = (gateway.upload_dir.clone(), gateway.fingerprint_secret());
+        let sort = move || list.sort(&folder, &secret);
+        let (mut upload, checked) = survey_in_turn(gateway, caller, sort, wishes).await?;
+        let document = upload.spec.document();
+        let Some(change) = allow(&**gateway, &checked.job, &document).await? else {
+            return Ok((Self::List(Box::new(upload)), checked));
+        };
+        let changed = change.apply(&document)?;
+        // The job may be longer or shorter now, so that the list is cut differently.
+        upload.spec =
+            Spec::parse("job", &changed, None).map_err(|problem| Refusal::BadJob(vec![problem]))?;
+        let same = move || Ok(upload);
+        let (upload, checked) = survey_in_turn(gateway, caller, same, wishes).await?;
+        Ok((Self::List(Box::new(upload)), checked))
     }
 }
 
@@ -207,6 +222,42 @@ async fn survey_in_turn<B: Broker, S: Store, T: Transport>(
     .await
 }
 
+/// Checks a job before its list is taken in: whether it is valid, and whether its app may send it.
+/// Returns its app too.
+fn check_spec<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    caller: &Caller,
+    spec: &Spec,
+    wishes: &SubmitOptions,
+) -> Result<(JobId, String), Refusal> {
+    let context = CallerView::new(&gateway.context, caller);
+    let tried = try_out(&context, spec, wishes.priority)?;
+    gateway.admit(caller, &tried.job.asked.app)?;
+    keeps_rules(&*gateway.context, &tried.job.asked)?;
+    Ok((tried.job.id, tried.job.asked.app))
+}
+
+/// Fetches the list that a job names.
+async fn fetch_list<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    caller: &Caller,
+    held: Held,
+    wishes: &SubmitOptions,
+) -> Result<Received, Refusal> {
+    let (spec, reference) =
+        Spec::by_reference(&held.bytes, wishes.key.as_deref()).map_err(Refusal::BadJob)?;
+    // The list may take minutes; the request is no longer needed.
+    drop(held);
+    let (job, app) = check_spec(gateway, caller, &spec, wishes)?;
+    let fetched = gateway.fetch(&app, reference).await?;
+    Ok(Received {
+        job,
+        spec: spec.with_fetched(&fetched.version),
+        list: fetched.list,
+        file: fetched.file,
+    })
+}
+
 async fn receive_list<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     caller: &Caller,
@@ -218,12 +269,8 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
     let bad = |problem| Refusal::BadJob(vec![problem]);
     let spec_of = |field: &str, text: &[u8]| -> Result<(JobId, Spec), Refusal> {
         let spec = Spec::parse(field, text, wishes.key.as_deref()).map_err(bad)?;
-        let context = CallerView::new(&gateway.context, caller);
-        let tried = try_out(&context, &spec, wishes.priority)?;
-        // Checked before a list is taken in that may not be sent to.
-        gateway.admit(caller, &tried.job.asked.app)?;
-        keeps_rules(&*gateway.context, &tried.job.asked)?;
-        Ok((tried.job.id, spec))
+        let (job, _) = check_spec(gateway, caller, &spec, wishes)?;
+        Ok((job, spec))
     };
     let (folder, most) = (&*gateway.upload_dir, gateway.upload_bytes_max);
     match listing {

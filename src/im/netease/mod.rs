@@ -28,6 +28,8 @@ pub(super) mod form;
 pub(in crate::im) mod ingress;
 /// Reads the parts of a job that both versions of the API handle alike.
 pub(super) mod job;
+/// Recalls messages.
+mod recall;
 /// Reads refusals, which both versions of the API write alike.
 pub(super) mod refusal;
 /// Reads replies.

@@ -15,6 +15,7 @@ use super::account::{Account, length, request_id};
 use super::content::{Names, Object, number, text};
 use super::form::Form;
 use super::job::{badge, check_badge, check_native, check_sender, native};
+use super::recall::Recalls;
 use super::{Settings, code, reply};
 use crate::codec::push_percent;
 use crate::domain::fields::Problem;
@@ -24,9 +25,9 @@ use crate::domain::outcome::{Class, RefusalKind, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::reading::excerpt;
-use crate::ports::{Calls, HttpReply, Profile, Request, Signing, Target};
+use crate::ports::{Calls, HttpReply, Profile, Recall, Request, Signing, Target};
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("requestid");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("requestid");
 
 const NAMES: Names = Names {
     width: "w",
@@ -54,6 +55,7 @@ pub struct NetEase {
     batch: Uri,
     single: Uri,
     users: Uri,
+    recalls: Recalls,
 }
 
 impl NetEase {
@@ -69,6 +71,7 @@ impl NetEase {
             batch: account.uri("/msg/sendBatchMsg.action"),
             single: account.uri("/msg/sendMsg.action"),
             users: account.uri("/user/getUinfos.action"),
+            recalls: Recalls::new(Arc::clone(&account), &settings),
             account,
             settings,
         }
@@ -102,7 +105,8 @@ impl NetEase {
             );
             form.set_some("bid", moderation.business_id.as_deref());
         }
-        if self.settings.message_ids && head.addressed == Addressed::Users {
+        let wants_ids = self.settings.message_ids || head.keep_ids;
+        if wants_ids && head.addressed == Addressed::Users {
             form.set("returnMsgid", "true");
         }
         let environment = options
@@ -207,6 +211,7 @@ impl Target for NetEase {
             Feature::NoModeration => Exact("`useYidun` 0"),
             Feature::ModerationRules => Exact("`bid`"),
             Feature::Extension => Exact("`ext`"),
+            Feature::KeepIds => Exact("`returnMsgid`, at most 100 recipients a call"),
         }
     }
 
@@ -264,6 +269,7 @@ impl Target for NetEase {
                 uri: self.batch.clone(),
                 block: self.settings.block,
                 job,
+                keep_ids: head.keep_ids,
                 before: form.encode_up_to("toAccids"),
             }),
             Addressed::Groups(_) => Box::new(Team {
@@ -271,6 +277,7 @@ impl Target for NetEase {
                 uri: self.single.clone(),
                 block: self.settings.single_block,
                 job,
+                keep_ids: head.keep_ids,
                 before: form.encode_up_to("to"),
             }),
         }
@@ -278,9 +285,17 @@ impl Target for NetEase {
 
     fn recipients_per_call(&self, head: &Head) -> usize {
         match head.addressed {
+            Addressed::Users if head.keep_ids => {
+                let most = Settings::documented_per_call(true);
+                self.profile.recipients_per_call.min(most)
+            }
             Addressed::Users => self.profile.recipients_per_call,
             Addressed::Groups(_) => 1,
         }
+    }
+
+    fn recall(&self) -> Result<&dyn Recall, &'static str> {
+        Ok(&self.recalls)
     }
 
     /// Looks up an empty list of accounts: the answer shows whether key and secret are accepted.
@@ -360,6 +375,7 @@ struct Batch {
     uri: Uri,
     block: Duration,
     job: String,
+    keep_ids: bool,
     /// The body up to the list of accids.
     before: Vec<u8>,
 }
@@ -379,7 +395,7 @@ impl Calls for Batch {
     }
 
     fn read_reply(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
-        reply::batch(recipients, reply, self.block)
+        reply::batch(recipients, reply, self.block, self.keep_ids)
     }
 }
 
@@ -389,6 +405,7 @@ struct Team {
     uri: Uri,
     block: Duration,
     job: String,
+    keep_ids: bool,
     /// The body up to the id of the team.
     before: Vec<u8>,
 }
@@ -405,6 +422,6 @@ impl Calls for Team {
     }
 
     fn read_reply(&self, _recipients: &[&str], reply: &HttpReply) -> Verdict {
-        reply::single(reply, self.block)
+        reply::single(reply, self.block, self.keep_ids)
     }
 }

@@ -754,3 +754,87 @@ fn lengths_are_those_of_the_settings() {
     ];
     assert_eq!(found(short), fields);
 }
+
+/// The ids of a job that keeps them, in each form in which the server writes them.
+#[test]
+fn ids_are_kept_where_the_job_wants_them() {
+    let keeping = Head {
+        keep_ids: true,
+        ..head()
+    };
+    let target = target();
+    assert_eq!(target.recipients_per_call(&keeping), 100);
+    assert_eq!(target.recipients_per_call(&head()), 500);
+    assert_eq!(
+        field(&*target, keeping.clone(), "returnMsgid").as_deref(),
+        Some("true")
+    );
+    let ids_of = |head: Head, recipients: &[&str], body: &str| -> Vec<_> {
+        let verdict = target
+            .open(&Arc::new(head))
+            .read_reply(recipients, &reply(200, body.to_owned()));
+        let id = |index| verdict.of(index).message.as_deref().cloned();
+        (0..recipients.len()).map(id).collect()
+    };
+    let id = |id: &str| crate::domain::message_id::MessageId::new(id, Some(17));
+    for body in [
+        r#"{"code":200,"unregister":["c"],"timetag":17,"msgids":{"A":9223372036854775807,"b":5}}"#,
+        r#"{"code":200,"unregister":"[\"c\"]","timetag":17,"msgids":"{\"a\":9223372036854775807,\"b\":\"5\"}"}"#,
+    ] {
+        let found = ids_of(keeping.clone(), &["a", "b", "c"], body);
+        assert_eq!(found, [id("9223372036854775807"), id("5"), None], "{body}");
+        assert_eq!(ids_of(head(), &["a", "b", "c"], body), [None, None, None]);
+    }
+    let team = Head {
+        addressed: Addressed::Groups(2),
+        ..keeping
+    };
+    let body = r#"{"code":200,"data":{"msgid":5,"timetag":17,"antispam":false}}"#;
+    assert_eq!(ids_of(team, &["t"], body), [id("5")]);
+}
+
+#[test]
+fn a_recall_names_the_message_and_both_sides() {
+    use crate::domain::message_id::MessageId;
+    use crate::ports::Recalled;
+    let target = target();
+    let recall = target.recall().unwrap();
+    let message = MessageId::new("9897543190303", Some(1_707_017_423_142)).unwrap();
+    let recalled = Recalled {
+        job: head().id,
+        sender: None,
+        addressed: Addressed::Users,
+        recipient: "a b",
+        message: &message,
+    };
+    let request = recall.request(&recalled).unwrap();
+    assert_eq!(request.uri, "http://im/nimserver/msg/recall.action");
+    let expected = [
+        ("deleteMsgid", "9897543190303"),
+        ("timetag", "1707017423142"),
+        ("type", "7"),
+        ("from", "news"),
+        ("ignoreTime", "1"),
+        ("to", "a b"),
+    ];
+    let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(fields(&request.body), expected);
+    let timeless = MessageId::new("1", None).unwrap();
+    let unknown = Recalled {
+        message: &timeless,
+        ..recalled
+    };
+    assert!(recall.request(&unknown).is_none());
+    for (body, class) in [
+        (r#"{"code":200}"#, Class::Done),
+        (r#"{"code":414,"desc":"parameter error"}"#, Class::Permanent),
+        (r#"{"code":414,"desc":"checksum"}"#, Class::Config),
+        (r#"{"code":403,"desc":"not allow!"}"#, Class::Permanent),
+        (r#"{"code":403,"desc":"app disabled"}"#, Class::Config),
+        (r#"{"code":416,"desc":"too many"}"#, Class::Throttled),
+        (r#"{"code":503,"desc":"busy"}"#, Class::Transient),
+    ] {
+        let answer = recall.read_reply(&reply(200, body));
+        assert_eq!(answer.class, class, "{body}");
+    }
+}

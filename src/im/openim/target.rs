@@ -1,7 +1,7 @@
 //! Builds calls and reads their replies.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,11 +20,12 @@ use crate::codec::push_hex;
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::{Push, plain_text};
+use crate::domain::message_id::MessageId;
 use crate::domain::outcome::{Class, RefusalKind, TargetAnswer, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::reading::BAD_REPLY;
-use crate::ports::{Calls, Directory, HttpReply, Login, Probed, Profile, Request, Target};
+use crate::ports::{Calls, Directory, HttpReply, Login, Probed, Profile, Recall, Request, Target};
 
 /// One OpenIM account as a target.
 pub struct OpenIm {
@@ -208,6 +209,7 @@ impl Target for OpenIm {
             | Feature::PushBadge
             | Feature::NoPushBadge => Exact("`offlinePushInfo`"),
             Feature::Extension => Exact("`ex`, in the place of `client_msg_no`"),
+            Feature::KeepIds => Exact("`clientMsgID`; a batch gives all its messages the same"),
             Feature::SyncOnce
             | Feature::Expire
             | Feature::ReceiverNoSense
@@ -266,8 +268,16 @@ impl Target for OpenIm {
                 Addressed::Groups(_) => br#","groupID":"#,
             },
             packed: self.settings.packed,
+            keep_ids: head.keep_ids,
             notice: said.is_some_and(|said| said.content_type == NOTICE),
         })
+    }
+
+    fn recall(&self) -> Result<&dyn Recall, &'static str> {
+        Err(
+            "OpenIM recalls a message by its number in the conversation (`seq`), which its send calls do not \
+             return",
+        )
     }
 
     fn login(&self) -> Option<&dyn Login> {
@@ -288,6 +298,7 @@ struct OpenImCalls {
     /// The field name of a single recipient.
     to: &'static [u8],
     packed: bool,
+    keep_ids: bool,
     notice: bool,
 }
 
@@ -377,6 +388,7 @@ impl Calls for OpenImCalls {
 impl OpenImCalls {
     fn read_single(&self, reply: &HttpReply) -> TargetAnswer {
         match reply::data::<IgnoredAny>(reply) {
+            Ok(_) if self.keep_ids => TargetAnswer::done_as(Sent::in_reply(reply)),
             Ok(_) => TargetAnswer::done(),
             Err(refusal) => self.blame(refusal.into()),
         }
@@ -400,25 +412,27 @@ impl OpenImCalls {
             Err(Refusal::Other(answer)) => return Verdict::All(answer),
         };
         let results = sent.results.unwrap_or_default();
-        let done: HashSet<_> = results.into_iter().map(|it| it.recipient).collect();
+        let done = results.into_iter().map(|it| (it.recipient.clone(), it));
+        let done: HashMap<_, _> = done.collect();
         let failed = sent.failed.unwrap_or_default();
         let failed: HashSet<_> = failed.into_iter().map(|Text(it)| it).collect();
         let answer = |recipient: &&str| {
-            let named = (done.contains(*recipient), failed.contains(*recipient));
-            match named {
-                (true, false) => TargetAnswer::done(),
-                (false, true) => {
+            let sent = done.get(*recipient);
+            match (sent, failed.contains(*recipient)) {
+                (Some(sent), false) if self.keep_ids => TargetAnswer::done_as(sent.message()),
+                (Some(_), false) => TargetAnswer::done(),
+                (None, true) => {
                     let text = "OpenIM names it as failed and gives no reason";
                     TargetAnswer::new(Class::Transient, "failed", text).split()
                 }
-                (false, false) | (true, true) => {
+                (None, false) | (Some(_), true) => {
                     let text = "the reply does not say what became of it";
                     TargetAnswer::new(Class::Uncertain, BAD_REPLY, text)
                 }
             }
         };
         let answers: Vec<_> = recipients.iter().map(answer).collect();
-        if answers.iter().all(|answer| answer.class == Class::Done) {
+        if !self.keep_ids && answers.iter().all(|answer| answer.class == Class::Done) {
             Verdict::All(TargetAnswer::done())
         } else {
             Verdict::Each(answers)
@@ -439,6 +453,33 @@ struct SendReply<'a> {
 struct SentTo<'a> {
     #[serde(borrow, rename = "recvID")]
     recipient: Cow<'a, str>,
+    #[serde(borrow, rename = "clientMsgID")]
+    id: Option<Cow<'a, str>>,
+    #[serde(rename = "sendTime")]
+    at_ms: Option<u64>,
+}
+
+impl SentTo<'_> {
+    fn message(&self) -> Option<MessageId> {
+        MessageId::new(self.id.as_deref()?, self.at_ms)
+    }
+}
+
+/// The reply to `/msg/send_msg`.
+#[derive(Deserialize)]
+struct Sent {
+    #[serde(rename = "clientMsgID")]
+    id: Option<String>,
+    #[serde(rename = "sendTime")]
+    at_ms: Option<u64>,
+}
+
+impl Sent {
+    /// The id in a reply that is a success.
+    fn in_reply(reply: &HttpReply) -> Option<MessageId> {
+        let sent = reply::data::<Self>(reply).ok()?;
+        MessageId::new(sent.id?, sent.at_ms)
+    }
 }
 
 #[derive(Deserialize)]

@@ -62,6 +62,7 @@ impl Target for Webhook {
     fn maps(&self, feature: Feature) -> Mapping {
         match feature {
             Feature::All => Mapping::Refused("an endpoint cannot list users; give a list"),
+            Feature::KeepIds => Mapping::Refused("an endpoint returns no ids of messages"),
             _ => Mapping::Exact("as in the job"),
         }
     }

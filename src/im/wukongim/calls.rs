@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 use super::probe::{self, LookUp};
 use super::{Version, code};
 use crate::codec::push_hex;
+use crate::domain::message_id::MessageId;
 use crate::domain::outcome::{Class, TargetAnswer, Verdict};
 use crate::im::json;
 use crate::im::reading::{all_but, excerpt, retry_after, unreadable};
@@ -62,6 +63,7 @@ pub(super) struct Single {
     /// The job's own number. The number of a message may add digits of the recipient.
     pub(super) client_msg_no: String,
     pub(super) per_recipient: bool,
+    pub(super) keep_ids: bool,
     pub(super) look_up: Option<LookUp>,
 }
 
@@ -100,7 +102,11 @@ impl Calls for Single {
     }
 
     fn read_reply(&self, _recipients: &[&str], reply: &HttpReply) -> Verdict {
-        Verdict::All(self.base.read_sent(reply))
+        let answer = self.base.read_sent(reply);
+        Verdict::All(match answer.class {
+            Class::Done if self.keep_ids => TargetAnswer::done_as(sent_id(reply)),
+            _ => answer,
+        })
     }
 
     fn probe(&self, recipients: &[&str]) -> Option<Request> {
@@ -126,6 +132,23 @@ struct SendReply {
     reason: Option<i64>,
     msg: Option<String>,
     error: Option<String>,
+}
+
+/// The id in a reply that is a success: flat in 3.x, in `data` before.
+fn sent_id(reply: &HttpReply) -> Option<MessageId> {
+    #[derive(Default, Deserialize)]
+    struct Sent {
+        message_id: Option<i64>,
+    }
+    #[derive(Deserialize)]
+    struct Reply {
+        #[serde(flatten)]
+        flat: Sent,
+        data: Option<Sent>,
+    }
+    let Reply { flat, data } = serde_json::from_slice(&reply.body).ok()?;
+    let id = flat.message_id.or(data.unwrap_or_default().message_id)?;
+    MessageId::new(id.to_string(), None)
 }
 
 impl Base {

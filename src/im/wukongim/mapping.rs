@@ -46,5 +46,7 @@ pub(super) fn maps(settings: &Settings, feature: Feature) -> Mapping {
         NoRoute | RouteEnvironment => Refused(WEBHOOKS),
         NoModeration | ModerationRules => Refused(MODERATION),
         Extension => Refused("there is no such field; put it in the message"),
+        KeepIds if settings.packed => Refused("`/message/sendbatch` returns no ids"),
+        KeepIds => Approximate("`message_id`; a command to several users has none"),
     }
 }

@@ -22,7 +22,7 @@ use crate::domain::message::Content;
 use crate::domain::outcome::RefusalKind;
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
-use crate::ports::{Calls, Directory, HttpReply, Profile, Request, Target};
+use crate::ports::{Calls, Directory, HttpReply, Profile, Recall, Request, Target};
 
 /// The manager of 2.x, which is not a user.
 const MANAGER: &str = "____manager";
@@ -167,6 +167,7 @@ impl WukongIm {
             base: self.base(&self.uris.send, before),
             client_msg_no: head.client_msg_no.clone(),
             per_recipient,
+            keep_ids: head.keep_ids,
             look_up: self.look_up(head, channel_type),
         }
     }
@@ -268,6 +269,13 @@ impl Target for WukongIm {
             }
             Form::Packed => Box::new(Packed(for_many(self.common(head)))),
         }
+    }
+
+    fn recall(&self) -> Result<&dyn Recall, &'static str> {
+        Err(
+            "WuKongIM has no call that recalls a message; your application tells its clients to hide it, with \
+             a command (`sync_once`)",
+        )
     }
 
     fn directory(&self) -> Option<&dyn Directory> {

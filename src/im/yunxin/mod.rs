@@ -25,6 +25,8 @@
 pub(in crate::im) mod code;
 /// Reads requests of existing callers and answers them.
 pub(in crate::im) mod ingress;
+/// Recalls messages.
+mod recall;
 /// Reads replies.
 mod reply;
 /// Builds calls and reports parts of a job that they cannot carry.

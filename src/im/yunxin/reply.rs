@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::code;
+use crate::domain::message_id::MessageId;
 use crate::domain::outcome::{Class, TargetAnswer, Verdict};
 use crate::im::netease::refusal::check_reply;
 use crate::im::reading::unreadable;
@@ -31,6 +32,19 @@ struct Entry {
     receiver_id: Option<Number>,
     error_code: Option<Number>,
     error_msg: Option<String>,
+    message_server_id: Option<Number>,
+    create_time: Option<u64>,
+}
+
+/// What the API calls a single message.
+#[derive(Default, Deserialize)]
+struct Message {
+    message_server_id: Option<Number>,
+    create_time: Option<u64>,
+}
+
+fn message_id(id: Option<&Number>, at_ms: Option<u64>) -> Option<MessageId> {
+    MessageId::new(id?.id(), at_ms)
 }
 
 /// An id of digits may be written as a number, and a number as a text.
@@ -76,8 +90,14 @@ impl Entry {
     }
 }
 
-/// A reply to a batch; `block` as in [`code::call`].
-pub(super) fn batch(recipients: &[&str], reply: &HttpReply, block: Duration) -> Verdict {
+/// A reply to a batch; `block` as in [`code::call`]. With `keep_ids`, the answers have the ids of the
+/// messages.
+pub(super) fn batch(
+    recipients: &[&str],
+    reply: &HttpReply,
+    block: Duration,
+    keep_ids: bool,
+) -> Verdict {
     let refused = |code, said| code::call(code, said, block);
     if let Err(answer) = check_reply(reply, refused) {
         return Verdict::All(answer);
@@ -95,7 +115,11 @@ pub(super) fn batch(recipients: &[&str], reply: &HttpReply, block: Duration) -> 
     // A recipient in both lists counts as sent, since it must not get the message again.
     for entry in lists.success_list.unwrap_or_default() {
         if let Some(id) = entry.id() {
-            answers.insert(id, TargetAnswer::done());
+            let message = message_id(
+                entry.message_server_id.as_ref().filter(|_| keep_ids),
+                entry.create_time,
+            );
+            answers.insert(id, TargetAnswer::done_as(message));
         }
     }
     let of = |recipient: &&str| {
@@ -105,7 +129,7 @@ pub(super) fn batch(recipients: &[&str], reply: &HttpReply, block: Duration) -> 
         })
     };
     let answers: Vec<_> = recipients.iter().map(of).collect();
-    if answers.iter().all(|answer| answer.class == Class::Done) {
+    if !keep_ids && answers.iter().all(|answer| answer.class == Class::Done) {
         Verdict::All(TargetAnswer::done())
     } else {
         Verdict::Each(answers)
@@ -113,9 +137,19 @@ pub(super) fn batch(recipients: &[&str], reply: &HttpReply, block: Duration) -> 
 }
 
 /// A reply to a single message; `block` as in [`code::call`].
-pub(super) fn single(reply: &HttpReply, block: Duration) -> Verdict {
+pub(super) fn single(reply: &HttpReply, block: Duration, keep_ids: bool) -> Verdict {
+    #[derive(Deserialize)]
+    struct Sent {
+        data: Option<Message>,
+    }
     let refused = |code, said| code::call(code, said, block);
     Verdict::All(match check_reply(reply, refused) {
+        Ok(()) if keep_ids => {
+            let sent: Option<Sent> = serde_json::from_slice(&reply.body).ok();
+            let message = sent.and_then(|sent| sent.data).unwrap_or_default();
+            let id = message.message_server_id.as_ref();
+            TargetAnswer::done_as(message_id(id, message.create_time))
+        }
         Ok(()) => TargetAnswer::done(),
         Err(answer) => answer,
     })

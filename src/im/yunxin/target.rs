@@ -11,6 +11,7 @@ use std::time::Duration;
 use http::{HeaderName, Uri};
 use serde_json::value::RawValue;
 
+use super::recall::Recalls;
 use super::{Settings, reply};
 use crate::codec::push_percent;
 use crate::domain::fields::Problem;
@@ -22,9 +23,9 @@ use crate::im::json;
 use crate::im::netease::account::{Account, length, request_id};
 use crate::im::netease::content::{Names, Object, number, text};
 use crate::im::netease::job::{badge, check_badge, check_native, check_sender, native};
-use crate::ports::{Calls, HttpReply, Profile, Request, Signing, Target};
+use crate::ports::{Calls, HttpReply, Profile, Recall, Request, Signing, Target};
 
-const TRACE_ID: HeaderName = HeaderName::from_static("x-custom-traceid");
+pub(super) const TRACE_ID: HeaderName = HeaderName::from_static("x-custom-traceid");
 
 const NAMES: Names = Names {
     width: "width",
@@ -35,7 +36,7 @@ const NAMES: Names = Names {
 };
 
 /// The kinds of conversation: with a user, in a team, in a large team.
-const USER: u8 = 1;
+pub(super) const USER: u8 = 1;
 const TEAMS: [u8; 2] = [2, 3];
 
 /// Fields that a job cannot set: sender and recipients.
@@ -50,6 +51,7 @@ pub struct Yunxin {
     profile: Profile,
     account: Arc<Account>,
     batch: Uri,
+    recalls: Recalls,
 }
 
 impl Yunxin {
@@ -72,6 +74,7 @@ impl Yunxin {
                 ..Profile::default()
             },
             batch: account.uri("/im/v2/conversations/messages"),
+            recalls: Recalls::new(Arc::clone(&account), &settings),
             account,
             settings,
         }
@@ -133,6 +136,7 @@ impl Target for Yunxin {
             Feature::NoModeration => Exact("`antispam_enabled`"),
             Feature::ModerationRules => Exact("`antispam_business_id`"),
             Feature::Extension => Exact("`extension`"),
+            Feature::KeepIds => Exact("`message_server_id`"),
         }
     }
 
@@ -196,7 +200,7 @@ impl Target for Yunxin {
 
     fn open(&self, head: &Arc<Head>) -> Box<dyn Calls> {
         let account = Arc::clone(&self.account);
-        let job = head.id.to_string();
+        let (job, keep_ids) = (head.id.to_string(), head.keep_ids);
         let message = message(head).unwrap_or(Cow::Borrowed("{}"));
         let mut members = Vec::new();
         for (name, value) in members_of(head) {
@@ -218,6 +222,7 @@ impl Target for Yunxin {
                 uri,
                 block: self.settings.block,
                 job,
+                keep_ids,
                 before,
             });
         };
@@ -231,6 +236,7 @@ impl Target for Yunxin {
             path,
             block: self.settings.single_block,
             job,
+            keep_ids,
             before: up_to_message_id(&message),
             after: members,
         })
@@ -241,6 +247,10 @@ impl Target for Yunxin {
             Some(_) => 1,
             None => self.profile.recipients_per_call,
         }
+    }
+
+    fn recall(&self) -> Result<&dyn Recall, &'static str> {
+        Ok(&self.recalls)
     }
 
     fn sign(&self, request: &mut Request, signing: Signing) {
@@ -390,6 +400,7 @@ struct Batch {
     uri: Uri,
     block: Duration,
     job: String,
+    keep_ids: bool,
     /// The body up to the list of recipients.
     before: Vec<u8>,
 }
@@ -406,7 +417,7 @@ impl Calls for Batch {
     }
 
     fn read_reply(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
-        reply::batch(recipients, reply, self.block)
+        reply::batch(recipients, reply, self.block, self.keep_ids)
     }
 }
 
@@ -417,6 +428,7 @@ struct Single {
     path: Vec<u8>,
     block: Duration,
     job: String,
+    keep_ids: bool,
     /// The body up to the value of the message's id.
     before: Vec<u8>,
     /// The members after the message.
@@ -442,6 +454,6 @@ impl Calls for Single {
     }
 
     fn read_reply(&self, _recipients: &[&str], reply: &HttpReply) -> Verdict {
-        reply::single(reply, self.block)
+        reply::single(reply, self.block, self.keep_ids)
     }
 }

@@ -690,3 +690,61 @@ fn blocks_last_as_long_as_the_settings_say() {
         }
     }
 }
+
+#[test]
+fn ids_are_kept_where_the_job_wants_them() {
+    use crate::domain::message_id::MessageId;
+    let keeping = Arc::new(Head {
+        keep_ids: true,
+        ..head()
+    });
+    let entry = r#"{"receiver_id":"A","message_server_id":9897543190303,"create_time":17}"#;
+    let batch = format!(
+        r#"{{"code":200,"data":{{"success_list":[{entry}],"failed_list":[{{"account_id":"b","error_code":102404}}]}}}}"#
+    );
+    let recipients = ["a", "b"];
+    let id = MessageId::new("9897543190303", Some(17));
+    let ids = |head: &Arc<Head>| {
+        let calls = target().open(head);
+        let verdict = calls.read_reply(&recipients, &reply(200, batch.clone()));
+        [0, 1].map(|index| verdict.of(index).message.as_deref().cloned())
+    };
+    assert_eq!(ids(&keeping), [id.clone(), None]);
+    assert_eq!(ids(&Arc::new(head())), [None, None]);
+    let one = format!(r#"{{"code":200,"data":{entry}}}"#);
+    let verdict = single().open(&keeping).read_reply(&["a"], &reply(200, one));
+    assert_eq!(verdict.of(0).message.as_deref().cloned(), id);
+}
+
+#[test]
+fn a_recall_names_the_conversation_and_the_message() {
+    use crate::domain::message_id::MessageId;
+    use crate::ports::Recalled;
+    let target = target();
+    let recall = target.recall().unwrap();
+    let message = MessageId::new("9897543190303", Some(17)).unwrap();
+    let recalled = Recalled {
+        job: head().id,
+        sender: Some("Shop"),
+        addressed: Addressed::Groups(2),
+        recipient: "t/1",
+        message: &message,
+    };
+    let request = recall.request(&recalled).unwrap();
+    assert_eq!(request.method, "DELETE");
+    assert_eq!(
+        request.uri,
+        "https://im/im/v2/conversations/Shop%7C2%7Ct%2F1/messages/9897543190303?type=2\
+         &ignore_revoke_time=1&message_time=17"
+    );
+    for (code, class) in [
+        (200, Class::Done),
+        (107_404, Class::Permanent),
+        (403, Class::Config),
+        (416, Class::Throttled),
+        (503, Class::Transient),
+    ] {
+        let body = format!("{{\"code\":{code},\"msg\":\"x\"}}");
+        assert_eq!(recall.read_reply(&reply(200, body)).class, class, "{code}");
+    }
+}

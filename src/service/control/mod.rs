@@ -359,6 +359,18 @@ pub async fn note_resolved<S: Store>(
     store.note(&[record.job], &entry).await
 }
 
+/// Notes a recall of the messages of a job in its audit trail.
+pub async fn note_recall<S: Store>(
+    store: &S,
+    record: &JobRecord,
+    detail: String,
+    note: &DirectiveNote,
+    now_ms: u64,
+) -> Result<(), LedgerError> {
+    let entry = note.bounded().entry("recall", Some(detail), now_ms);
+    store.note(&[record.job], &entry).await
+}
+
 /// The target is to work again, so the jobs that met its configuration fault are tried again too.
 async fn unpark_jobs<S: Store>(
     store: &S,

@@ -9,6 +9,8 @@
 --          19 expires at in ms or ''  20 tags as JSON or ''
 --          21 sending hours or ''  22 category or ''  23 second target or ''  24 sender or ''
 --          25 spread until, in ms, or ''
+--          26 the version of a list that was fetched, as JSON or ''
+--          27 if the job keeps ids, what a recall needs to know, as JSON; else ''
 -- Returns  {'conflict'}, {'settled'}, {'again', buckets, version, cut} or
 --          {'expand', buckets, version, cut, 1 if this is the first submission};
 --          the version of the stored message that the job started with, 0 if there is none; the
@@ -32,6 +34,21 @@ local function reshape(old, buckets)
   end
   for number, pieces in pairs(moved) do
     call('SET', HEADER .. ':' .. digits(number), table.concat(pieces))
+  end
+end
+
+-- Moves the ids of messages with their buckets.
+local function reshape_ids(old, buckets)
+  local moved = {}
+  for number = 0, old - 1 do
+    each_id(call('GETDEL', ids_beside(HEADER .. ':' .. digits(number))) or '', function(print, _, record)
+      local target = math.floor(struct.unpack('<I4', print, 5) * buckets / 4294967296)
+      moved[target] = moved[target] or {}
+      table.insert(moved[target], record)
+    end)
+  end
+  for number, pieces in pairs(moved) do
+    call('SET', ids_beside(HEADER .. ':' .. digits(number)), table.concat(pieces))
   end
 end
 
@@ -60,7 +77,7 @@ if first then
   end
   local optional = {
     [13] = 'not_before_ms', [19] = 'expires_at_ms', [20] = 'tags', [21] = 'window', [22] = 'category',
-    [23] = 'fallback', [24] = 'sender', [25] = 'pace_until_ms',
+    [23] = 'fallback', [24] = 'sender', [25] = 'pace_until_ms', [27] = 'keep_ids',
   }
   for i, field in pairs(optional) do
     if ARGV[i] ~= '' then
@@ -81,6 +98,9 @@ else
   if wanted >= RESHAPE_FROM * old and wanted <= RESHAPE_BUCKETS
     and tonumber(row[4] or 0) <= RESHAPE_RECORDS then
     reshape(old, wanted)
+    if call('HEXISTS', HEADER, 'keep_ids') == 1 then
+      reshape_ids(old, wanted)
+    end
     buckets = ARGV[8]
     call('HSET', HEADER, 'buckets', buckets)
   end
@@ -121,6 +141,9 @@ if ARGV[17] == '1' then
 end
 call('HINCRBY', HEADER, 'total', digits(math.max(tonumber(ARGV[6]) - seen, 0)))
 call('HINCRBY', HEADER, 'submissions', 1)
+if ARGV[26] ~= '' then
+  call('HSET', HEADER, 'fetched', ARGV[26])
+end
 call('HDEL', HEADER, 'completed_at_ms')
 hold()
 if submission then

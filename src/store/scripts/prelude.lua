@@ -55,6 +55,26 @@ local function digits(number)
   return string.format('%.0f', number)
 end
 
+-- The key of the ids of messages to the recipients of a bucket. A record there is the fingerprint as
+-- in the bucket, the length of the rest in 2 bytes, and the rest, whose first byte is the state of the
+-- recall.
+local function ids_beside(bucket)
+  return HEADER .. ':i' .. sub(bucket, #HEADER + 2)
+end
+
+-- Bytes of such a record before the rest.
+local ID_HEAD = 10
+
+-- Calls each with the fingerprint of each record, where it begins, and the record.
+local function each_id(ids, each)
+  local at = 1
+  while at < #ids do
+    local after = at + ID_HEAD + struct.unpack('>I2', ids, at + 8)
+    each(sub(ids, at, at + 7), at, sub(ids, at, after - 1))
+    at = after
+  end
+end
+
 -- Sets or removes the time to live of every key of the job: about 2 ms of the server per million
 -- recipients. The keys of the buckets are built here; they share the header's hash tag.
 local function all_keys(command, ...)
@@ -63,8 +83,13 @@ local function all_keys(command, ...)
   end
   call(command, HEADER .. ':reasons', ...)
   call(command, HEADER .. ':trail', ...)
-  for number = 0, tonumber(call('HGET', HEADER, 'buckets')) - 1 do
-    call(command, HEADER .. ':' .. digits(number), ...)
+  local row = call('HMGET', HEADER, 'buckets', 'keep_ids')
+  for number = 0, tonumber(row[1]) - 1 do
+    local bucket = HEADER .. ':' .. digits(number)
+    call(command, bucket, ...)
+    if row[2] then
+      call(command, ids_beside(bucket), ...)
+    end
   end
 end
 

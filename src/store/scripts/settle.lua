@@ -4,6 +4,7 @@
 --          fingerprints, 8 bytes each; then a code each, r for release, d for release in doubt, k to
 --          release a claim and to keep a doubt that it was given with, b for sent by the second
 --          target of the job
+-- ids      where in ARGV the ids of messages begin, a string of records per bucket; nil if there are none
 -- last     if the slice ends here, how many repeats its deliveries saw; else ''
 -- Returns  how many entries of the slice are counted, and {stood, missing, total, sent, duplicate,
 --          failed, uncertain, expired, cancelled, finished, completed, capped}: `stood` counts outcomes of
@@ -35,7 +36,7 @@ local NAMES = {
   s = 'sent', b = 'sent', f = 'failed', u = 'uncertain', e = 'expired', x = 'cancelled', c = 'capped',
 }
 
-local function settle(turn, counted, buckets, from, last)
+local function settle(turn, counted, buckets, from, last, ids)
   local entries, window = turn.entries, turn.window
   -- Nil if this owner has claimed nothing.
   local mine = call('HGET', OWNERS, turn.owner)
@@ -57,7 +58,20 @@ local function settle(turn, counted, buckets, from, last)
     end
   end
 
+  -- Keeps the ids of messages beside the bucket of their recipients.
+  local function keep(key, records)
+    if #records == 0 then
+      return
+    end
+    local beside = ids_beside(key)
+    if call('APPEND', beside, records) == #records then
+      call('HSETNX', HEADER, 'keep_ids', '')
+      end_with_job(beside, window)
+    end
+  end
+
   for k = 1, buckets do
+    local given = ids and ARGV[ids + k - 1] or ''
     local key, packed, codes = KEYS[4 + k], ARGV[from + 2 * k - 2], ARGV[from + 2 * k - 1]
     local count, first = #codes, sub(codes, 1, 1)
     local bucket = call('GET', key)
@@ -67,7 +81,13 @@ local function settle(turn, counted, buckets, from, last)
     if at and at % RECORD == 1 and codes == string.rep(first, count) then
       call('SETRANGE', key, at - 1, records(packed, GIVEN_UP[first] or ended(first)))
       count_in(first, count)
+      keep(key, given)
     else
+      -- Only a first outcome brings an id.
+      local by_print, kept = #given > 0 and {}, {}
+      each_id(given, function(print, _, record)
+        by_print[print] = record
+      end)
       local fresh = {}
       local write, flush = writer(key)
       for i = 1, count do
@@ -81,9 +101,11 @@ local function settle(turn, counted, buckets, from, last)
           end
         elseif not at then
           fresh[#fresh + 1] = fingerprint .. ended(code)
+          kept[#kept + 1] = by_print and by_print[fingerprint] or nil
           count_in(code, 1)
         elseif state == RELEASED or byte(state) >= 128 then
           write(at, fingerprint .. ended(code))
+          kept[#kept + 1] = by_print and by_print[fingerprint] or nil
           count_in(code, 1)
         else
           stood = stood + 1
@@ -94,6 +116,7 @@ local function settle(turn, counted, buckets, from, last)
         call('APPEND', key, table.concat(fresh))
         end_with_job(key, window)
       end
+      keep(key, table.concat(kept))
     end
   end
 

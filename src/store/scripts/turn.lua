@@ -7,7 +7,8 @@
 --          12 until when the caller waits for the answer to a claim, in ms of this server's clock
 --          13 if the slice ends here, how many repeats its deliveries saw; else ''
 --          14 how many buckets are settled, '' to settle nothing and not to count
---          15.. per bucket: see settle.lua and claim.lua
+--          15.. per bucket: see settle.lua and claim.lua; after all of these, if the job keeps ids, the
+--          ids of messages per bucket that is settled
 -- Returns  {0, buckets} if the job has another shape;
 --          {1, 1 if the total grew by the slice, what settle returns or {}, what claim returns or {}}
 -- Atomic   because each of both is. What is released first can be claimed again.
@@ -24,7 +25,9 @@ local settles = ARGV[14] ~= ''
 local buckets = settles and tonumber(ARGV[14]) or 0
 local recorded, claimed = {}, {}
 if settles then
-  counted, recorded = settle(turn, counted, buckets, 15, ARGV[13])
+  -- The buckets to settle have two arguments each, those to claim one.
+  local ids = 15 + buckets + #KEYS - 4
+  counted, recorded = settle(turn, counted, buckets, 15, ARGV[13], #ARGV >= ids and ids or nil)
 end
 if ARGV[11] ~= '' then
   claimed = claim(turn, counted, 5 + buckets, 15 + 2 * buckets, ARGV[11], tonumber(ARGV[12]))

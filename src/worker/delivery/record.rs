@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{DeliveryScope, Pause, REPAIR_WAIT};
 use crate::domain::delivery::Batch;
 use crate::domain::ids::{Fingerprint, Fingerprinter};
+use crate::domain::message_id::{KeptId, RecallState};
 use crate::domain::outcome::{Class, OnUncertain, Outcome, TargetAnswer};
 use crate::domain::slice::Unrecorded;
 use crate::metrics::LedgerStep;
@@ -115,6 +116,21 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
         outcomes
             .map(|(index, outcome)| (self.fingerprints[*index], *outcome))
             .collect()
+    }
+
+    /// The ids of messages, with their recipients.
+    fn ids(&self, batch: &Batch) -> Vec<(Fingerprint, KeptId)> {
+        let ids = batch.ids.iter();
+        ids.map(|(index, message)| {
+            let kept = KeptId {
+                recipient: self.slice.recipients[*index].clone(),
+                message: message.clone(),
+                by_fallback: self.slice.head.fell_from.is_some(),
+                recall: RecallState::No,
+            };
+            (self.fingerprints[*index], kept)
+        })
+        .collect()
     }
 
     /// Records the outcomes that earlier deliveries knew.
@@ -236,6 +252,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
 /// A batch as the ledger takes it.
 struct Recordable {
     outcomes: Vec<(Fingerprint, Outcome)>,
+    ids: Vec<(Fingerprint, KeptId)>,
     release: Vec<Fingerprint>,
     doubted: Vec<Fingerprint>,
     last: Option<u32>,
@@ -248,6 +265,7 @@ impl Recordable {
     ) -> Self {
         Self {
             outcomes: scope.outcomes(batch),
+            ids: scope.ids(batch),
             release: scope.fingerprints(batch.release.iter().copied()),
             doubted: scope.fingerprints(batch.doubted.iter().copied()),
             last: batch.last,
@@ -260,6 +278,7 @@ impl Recordable {
     ) -> Settle<'r> {
         Settle {
             outcomes: &self.outcomes,
+            ids: &self.ids,
             release: &self.release,
             doubted: &self.doubted,
             last: self.last,

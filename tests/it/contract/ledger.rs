@@ -8,6 +8,7 @@ use fanwise::domain::accounts::{Accounts, Audit, ByOutcome as _};
 use fanwise::domain::ids::{Fingerprint, Fingerprinter, JobId, Owner, SliceId};
 use fanwise::domain::lane::Priority;
 use fanwise::domain::message::{Content, Options};
+use fanwise::domain::message_id::KeepsIds;
 use fanwise::domain::outcome::{Class, Outcome};
 use fanwise::domain::slice::{Addressed, Head, Shape, Together};
 use fanwise::ports::{
@@ -102,6 +103,7 @@ impl Job {
             callback_url: None,
             reply_to: None,
             fallback: None,
+            keep_ids: false,
             fell_from: None,
         };
         let shape = Shape { buckets };
@@ -133,9 +135,11 @@ impl Job {
             not_before_ms: None,
             expires_at_ms: None,
             tags: Vec::new(),
+            fetched: None,
             callback_url: None,
             reply_to: None,
             fallback: self.head.fallback.as_ref().map(|it| it.target.clone()),
+            keeps_ids: self.head.keep_ids.then(KeepsIds::default),
             now_ms: self.head.accepted_at_ms,
             warnings: Vec::new(),
             template: None,
@@ -247,6 +251,7 @@ fn entry(job: &Job, entries: u64) -> Entry {
         not_before_ms: Some(5),
         expires_at_ms: None,
         tags: Vec::new(),
+        fetched: None,
         now_ms: job.head.accepted_at_ms,
     }
 }

@@ -13,8 +13,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::ports::{
-    Broker, Directives, FrequencyCaps, Ledger, Limiter, Nonces, Outgoing, Pulse, Quotas,
-    RetainedQueues, Route, Steering, SubLanes, Templates, Upkeep,
+    Broker, Directives, FrequencyCaps, Ledger, Limiter, MessageIds, Nonces, Outgoing, Pulse,
+    Quotas, RetainedQueues, Route, Steering, SubLanes, Templates, Upkeep,
 };
 use fanwise::{amqp, embedded, store};
 
@@ -88,6 +88,7 @@ mod directives;
 mod frequency_caps;
 pub(crate) mod ledger;
 pub(crate) mod limiter;
+mod message_ids;
 mod nonces;
 mod quotas;
 mod steering;
@@ -113,6 +114,7 @@ trait BrokerBench {
 /// The ledger, limiter and directives of one test.
 trait StoreBench {
     type Store: Ledger
+        + MessageIds
         + Steering
         + Upkeep
         + SubLanes

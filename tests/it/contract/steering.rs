@@ -2,6 +2,7 @@
 
 use fanwise::domain::directive::Action;
 use fanwise::domain::lane::Priority;
+use fanwise::domain::list_reference::FetchedList;
 use fanwise::domain::outcome::Outcome;
 use fanwise::domain::trail::{Origin, TRAIL_MAX, TrailEntry, Via};
 use fanwise::ports::{
@@ -16,6 +17,7 @@ on_all! { EmbeddedBench, RedisBench, ClusterBench:
     a_job_shows_what_an_operator_changed,
     a_change_before_the_registration_stays,
     tags_select_jobs,
+    the_last_list_that_was_fetched_is_told,
     the_trail_of_a_job_is_bounded_and_in_order,
     uncertain_recipients_are_resolved_once,
 }
@@ -48,7 +50,18 @@ fn noted(job: &Job) -> Entry {
         not_before_ms: Some(50),
         expires_at_ms: Some(90),
         tags: vec!["spring".to_owned()],
+        fetched: Some(list(1)),
         now_ms: submission.now_ms,
+    }
+}
+
+/// A version of a list.
+fn list(bytes: u64) -> FetchedList {
+    FetchedList {
+        url: "https://lists.example.com/u.csv".to_owned(),
+        etag: Some(format!("v{bytes}")),
+        sha256: "0".repeat(64),
+        bytes,
     }
 }
 
@@ -115,6 +128,28 @@ async fn a_change_before_the_registration_stays(bench: &impl StoreBench) {
     );
     assert_eq!(record.tags, ["spring"]);
     assert_eq!(store.trail(job.id()).await.unwrap(), [entry(1)]);
+}
+
+async fn the_last_list_that_was_fetched_is_told(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(1));
+    let told = async || store.job(job.id()).await.unwrap().unwrap().fetched;
+    store.enter(&noted(&job)).await.unwrap();
+    assert_eq!(told().await, Some(list(1)));
+    let of = |name: &str, list: Option<FetchedList>| {
+        let mut submission = job.submission(name, 3);
+        submission.fetched = list;
+        submission
+    };
+    for (submission, expected) in [
+        (of("a", Some(list(1))), 1),
+        (of("b", Some(list(2))), 2),
+        // A repeat of an earlier one, and a list that was not fetched.
+        (of("a", Some(list(1))), 2),
+        (of("c", None), 2),
+    ] {
+        store.accept(&submission).await.unwrap();
+        assert_eq!(told().await, Some(list(expected)));
+    }
 }
 
 async fn tags_select_jobs(bench: &impl StoreBench) {

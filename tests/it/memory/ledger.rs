@@ -9,6 +9,7 @@ use fanwise::domain::accounts::{Accounts, Audit, ByOutcome as _, Remaining};
 use fanwise::domain::directive::Action;
 use fanwise::domain::ids::{Fingerprint, JobId, Owner};
 use fanwise::domain::lane::{ASSIGNED_MAX, Assigned, least_open};
+use fanwise::domain::message_id::KeptId;
 use fanwise::domain::outcome::Outcome;
 use fanwise::domain::pace::{Mark, Pace};
 use fanwise::domain::slice::{Shape, Together};
@@ -44,6 +45,7 @@ pub(super) struct Job {
     counted: BTreeMap<String, u32>,
     pub(super) recipients: BTreeMap<Fingerprint, Held>,
     reasons: BTreeMap<Fingerprint, Reason>,
+    pub(super) ids: BTreeMap<Fingerprint, KeptId>,
     lists: BTreeMap<String, List>,
 }
 
@@ -213,6 +215,9 @@ fn record(job: JobId, app: &str, client_msg_no: &str, target: &str, at_ms: u64) 
         not_before_ms: None,
         expires_at_ms: None,
         tags: Vec::new(),
+        fetched: None,
+        keep_ids: false,
+        keeps_ids: None,
         callback_url: None,
         reply_to: None,
         fallback: None,
@@ -264,6 +269,7 @@ impl State {
         record.not_before_ms = entry.not_before_ms;
         record.expires_at_ms = entry.expires_at_ms;
         record.tags.clone_from(&entry.tags);
+        record.fetched.clone_from(&entry.fetched);
         self.begin(record).entered = true;
     }
 
@@ -293,6 +299,8 @@ impl State {
             record.expires_at_ms = submission.expires_at_ms;
             record.tags.clone_from(&submission.tags);
             record.fallback.clone_from(&submission.fallback);
+            record.keep_ids = submission.keeps_ids.is_some();
+            record.keeps_ids.clone_from(&submission.keeps_ids);
             self.begin(record);
         }
         let job = self.jobs.get_mut(&submission.job).expect("is there now");
@@ -343,6 +351,9 @@ impl State {
         job.cuts
             .insert(submission.submission.clone(), submission.slice_recipients);
         let record = job.record_mut();
+        if submission.fetched.is_some() {
+            record.fetched.clone_from(&submission.fetched);
+        }
         // Slices that came before have already raised the total by theirs.
         record.accounts.total += submission.entries.saturating_sub(seen);
         record.submissions += 1;
@@ -499,6 +510,8 @@ impl State {
                 stood += 1;
                 continue;
             }
+            let id = settle.ids.iter().find(|(it, _)| it == recipient);
+            job.ids.extend(id.cloned());
             // A late outcome wins over a claim of any owner: the message was sent.
             job.recipients.insert(*recipient, Held::Settled(*outcome));
             let record = job.record_mut();

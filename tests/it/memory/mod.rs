@@ -3,7 +3,8 @@
 //! of their steps is an await point at which a test may inject a fault.
 //!
 //! - [`broker`]: queues, deliveries, the retry ladder, retained queues, sessions.
-//! - [`ledger`]: jobs, claims and outcomes; `steering`: what operators change; [`store`]: the other ports of a store.
+//! - [`ledger`]: jobs, claims and outcomes; `steering`: what operators change; `message_ids`: what
+//!   targets call messages; [`store`]: the other ports of a store.
 
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 pub(crate) mod broker;
 pub(crate) mod ledger;
+mod message_ids;
 mod steering;
 pub(crate) mod store;
 

@@ -1,5 +1,7 @@
 //! One request to a server.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use fanwise_net::http::push_segment;
 use http::Method;
@@ -22,6 +24,8 @@ pub struct Question<'a> {
     pub idempotency_key: Option<&'a str>,
     /// The type of the answer.
     pub accept: &'a str,
+    /// Longest wait for the answer, if it is not the usual one.
+    pub patience: Option<Duration>,
 }
 
 impl<'a> Question<'a> {
@@ -35,6 +39,7 @@ impl<'a> Question<'a> {
             traceparent: None,
             idempotency_key: None,
             accept: JSON,
+            patience: None,
         }
     }
 

@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest wait for a piece of an upload to go on, and for its answer: a server reads a whole list
 /// before it answers.
 const UPLOAD_PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// The same for a job that names its list: the server fetches it first, which may take an hour.
+const FETCH_PATIENCE: Duration = Duration::from_secs(75 * 60);
 /// A longer body is an upload.
 const UPLOAD_BYTES: usize = 1024 * 1024;
 /// Longest wait for a connection to a server that may be far away.
@@ -162,6 +164,7 @@ impl Server {
             let question = Question {
                 traceparent: options.traceparent.as_deref(),
                 idempotency_key: options.idempotency_key.as_deref(),
+                patience: names_a_url(&job).then_some(FETCH_PATIENCE),
                 ..Question::new(Method::POST, path)
             };
             let reply = match list {
@@ -207,11 +210,12 @@ impl Server {
 
     /// Asks once, whatever the answer is.
     pub async fn ask(&self, question: Question<'_>) -> Result<HttpReply, Error> {
+        let patience = question.patience;
         let request = self.request(question)?;
-        let patience = match request.body.len() {
+        let patience = patience.unwrap_or(match request.body.len() {
             0..=UPLOAD_BYTES => PATIENCE,
             _ => UPLOAD_PATIENCE,
-        };
+        });
         let reply = self.client.send(request, patience).await;
         reply.map_err(|source| self.no_answer(source))
     }
@@ -326,6 +330,12 @@ fn bearer(token: &str) -> Result<HeaderValue, BadToken> {
     let mut value = value.map_err(|_| BadToken::NotOneWord)?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+/// Whether a job may name the address of its list. If it does not, only the wait is longer.
+fn names_a_url(job: &[u8]) -> bool {
+    let name = b"\"url\"";
+    job.windows(name.len()).any(|some| some == name)
 }
 
 #[cfg(test)]

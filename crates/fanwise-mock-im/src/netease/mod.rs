@@ -17,6 +17,7 @@ mod batch;
 mod form;
 mod message;
 mod quota;
+mod recall;
 mod repeats;
 mod settings;
 mod sign;
@@ -52,6 +53,7 @@ pub(super) struct NeteaseState {
     settings: NeteaseSettings,
     batches: Gate,
     singles: Gate,
+    recalls: Gate,
     repeats: Repeats,
 }
 
@@ -60,6 +62,7 @@ impl NeteaseState {
         NeteaseState {
             batches: Gate::new(settings.batch_quota),
             singles: Gate::new(settings.single_quota),
+            recalls: Gate::new(settings.single_quota),
             repeats: Repeats::new(),
             settings,
         }
@@ -79,6 +82,7 @@ pub(super) fn answer(state: &State, call: &Call, plan: &CallPlan) -> Answer {
     let (gate, send): (_, Action) = match (&call.parts.method, call.parts.uri.path()) {
         (&Method::POST, "/nimserver/msg/sendBatchMsg.action") => (&desk.batches, batch::send),
         (&Method::POST, "/nimserver/msg/sendMsg.action") => (&desk.singles, single::send),
+        (&Method::POST, "/nimserver/msg/recall.action") => (&desk.recalls, recall::recall),
         _ => return Answer::text(StatusCode::NOT_FOUND, "no such action"),
     };
     let request_id = call.header("requestid");

@@ -196,7 +196,7 @@ async fn unsigned_calls_are_refused() {
         414,
         "a body that is not announced as a form"
     );
-    let unknown = Sent::post("/nimserver/msg/recall.action", &form);
+    let unknown = Sent::post("/nimserver/msg/unknown.action", &form);
     assert_eq!(mock.send(&signature.on(unknown)).await.status, 404);
     assert_eq!(mock.send(&Sent::get(BATCH)).await.status, 404);
     let stats = mock.handle.stats();
@@ -523,4 +523,42 @@ fn flags_become_settings() {
         let line = ["mock", wrong[0], wrong[1]];
         assert!(Cli::try_parse_from(line).is_err(), "{wrong:?}");
     }
+}
+
+/// A recall names a message by its id and both accounts; one that does not exist counts as recalled,
+/// as the vendor documents, and nothing happens.
+#[tokio::test]
+async fn a_message_is_recalled_by_its_id() {
+    let mock = quiet().await;
+    let sent = call(&mock, SINGLE, &single("ann")).await;
+    let (id, at) = (&sent["data"]["msgid"], &sent["data"]["timetag"]);
+    let fields = |id: &Value, to: &str| -> Fields<'static> {
+        vec![
+            ("deleteMsgid", id.to_string()),
+            ("timetag", at.to_string()),
+            ("type", "7".to_owned()),
+            ("from", "news".to_owned()),
+            ("to", to.to_owned()),
+        ]
+    };
+    const RECALL: &str = "/nimserver/msg/recall.action";
+    for (fields, code, recalled) in [
+        (fields(id, "Ann"), 200, 1),
+        (fields(id, "bob"), 200, 1),
+        (fields(&json!(1), "ann"), 200, 1),
+        (set(fields(id, "ann"), "timetag", "1000"), 414, 1),
+        (
+            set(set(fields(id, "ann"), "timetag", "1000"), "ignoreTime", "1"),
+            200,
+            2,
+        ),
+        (set(fields(id, "ann"), "type", "0"), 414, 2),
+        (set(fields(id, "ann"), "ignoreTime", "0"), 414, 2),
+        (set(fields(id, "ann"), "deleteMsgid", "x"), 414, 2),
+    ] {
+        let answer = call(&mock, RECALL, &fields).await;
+        assert_eq!(answer["code"], code, "{fields:?}");
+        assert_eq!(mock.handle.recalled().len(), recalled, "{fields:?}");
+    }
+    assert_eq!(mock.handle.recalled()[0].recipient, "ann");
 }

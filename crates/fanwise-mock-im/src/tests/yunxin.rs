@@ -395,3 +395,31 @@ async fn accounts_tell_who_is_registered() {
     assert_eq!(nobody.json()["code"], 414);
     assert_eq!(mock.handle.stats().refused, 0);
 }
+
+#[tokio::test]
+async fn a_message_is_recalled_by_its_id() {
+    let mock = quiet().await;
+    let sent = call(&mock, &to("ann"), &single("c1")).await;
+    let id = &sent["data"]["message_server_id"];
+    for (path, code, recalled) in [
+        (format!("{}/{id}?type=2", to("ann")), 200, 1),
+        (
+            format!("{}/{id}?type=2&ignore_revoke_time=1", to("ann")),
+            200,
+            2,
+        ),
+        (format!("{}/{id}?type=2", to("bob")), 107_404, 2),
+        (format!("{}/1?type=1", to("ann")), 107_404, 2),
+        (format!("{}/{id}?type=4", to("ann")), 414, 2),
+        (format!("{}/x?type=2", to("ann")), 414, 2),
+    ] {
+        let signature = Signature::new();
+        let sent = Sent {
+            method: "DELETE",
+            ..Sent::post(&path, "")
+        };
+        let reply = mock.send(&signature.on(sent)).await;
+        assert_eq!(reply.json()["code"], code, "{path}");
+        assert_eq!(mock.handle.recalled().len(), recalled, "{path}");
+    }
+}

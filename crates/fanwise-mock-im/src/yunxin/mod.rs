@@ -9,6 +9,7 @@
 mod accounts;
 mod batch;
 mod message;
+mod recall;
 mod settings;
 mod single;
 
@@ -71,6 +72,7 @@ pub(super) fn answer(state: &State, call: &Call, plan: &CallPlan) -> Answer {
         (&Method::POST, "/im/v2/conversations/messages") => (&desk.batches, batch::send),
         (&Method::POST, path) if single::is_path(path) => (&desk.singles, single::send),
         (&Method::GET, "/im/v2/accounts") => (&desk.accounts, accounts::find),
+        (&Method::DELETE, path) if recall::is_path(path) => (&desk.singles, recall::recall),
         _ => return Answer::text(StatusCode::NOT_FOUND, "no such path"),
     };
     let trace_id = call.header("x-custom-traceid");

@@ -14,11 +14,11 @@ use crate::webhook::percent_decoded;
 const DUPLICATE: u32 = 107_306;
 
 /// A conversation, as the path contains it: `sender|1|receiver`.
-struct Conversation {
+pub(super) struct Conversation {
     id: String,
-    sender: String,
+    pub(super) sender: String,
     kind: u8,
-    receiver: String,
+    pub(super) receiver: String,
 }
 
 pub(super) fn is_path(path: &str) -> bool {
@@ -60,7 +60,12 @@ pub(super) fn send(admitted: &Admitted<'_>) -> Result<Answer, Rejection> {
 
 impl Conversation {
     fn parse(path: &str) -> Option<Conversation> {
-        let id = percent_decoded(segment(path)?)?;
+        Conversation::named(segment(path)?)
+    }
+
+    /// The conversation in a segment of a path.
+    pub(super) fn named(segment: &str) -> Option<Conversation> {
+        let id = percent_decoded(segment)?;
         let parts: Vec<&str> = id.split('|').collect();
         let [sender, kind, receiver] = parts[..] else {
             return None;

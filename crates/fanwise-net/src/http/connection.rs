@@ -3,7 +3,6 @@
 use std::future::poll_fn;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
-use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -43,6 +42,17 @@ pub(super) struct Connection {
 pub(super) struct Exchanged {
     pub(super) reply: HttpReply,
     pub(super) reuse: Option<Duration>,
+}
+
+/// What is left of a body that is read in pieces.
+pub(super) enum Left {
+    Length(u64),
+    /// The size of the next chunk comes first.
+    ChunkStart,
+    Chunk(u64),
+    /// The end of a line comes first.
+    ChunkEnd,
+    Nothing,
 }
 
 /// Resolves a name and connects to the first of its addresses that answers.
@@ -187,14 +197,13 @@ impl Connection {
         }
     }
 
-    /// Sends one request, and passes the body of its reply on in pieces if the status is 200; the
-    /// reply then has no body. The connection must not be used again.
-    pub(super) async fn download(
+    /// Sends one request and reads the head of its reply. The body of a 200 is left to be read in
+    /// pieces; that of any other reply is read too. The connection must not be used again.
+    pub(super) async fn ask(
         &mut self,
         request: &Request,
         patience: Duration,
-        mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
-    ) -> Result<HttpReply, Broken> {
+    ) -> Result<(HttpReply, Left), Broken> {
         let answered = async {
             let rest = self.render(request);
             self.write(rest).await.map_err(|error| broken(&error))?;
@@ -203,33 +212,69 @@ impl Connection {
         let late = |_| Broken::new("timeout", format!("no reply within {patience:?}"));
         let head = timeout(patience, answered).await.map_err(late)??;
         if head.status != 200 {
-            return Ok(self.read_reply(head, true, HEAD_BYTES_MAX).await?.reply);
+            let rest = timeout(patience, self.read_reply(head, true, HEAD_BYTES_MAX));
+            return Ok((rest.await.map_err(late)??.reply, Left::Nothing));
         }
-        let Framing::Length(mut left) = head.framing else {
-            let what = "the server does not say how long its reply is";
-            return Err(Broken::new("bad_reply", what));
+        let left = match head.framing {
+            Framing::Length(length) => Left::Length(length),
+            Framing::Chunked => Left::ChunkStart,
+            Framing::Empty => Left::Nothing,
+            Framing::UntilClose => {
+                let what = "the server does not say where its reply ends";
+                return Err(Broken::new("bad_reply", what));
+            }
         };
-        while left > 0 {
-            if self.input.is_empty() {
-                let filled = timeout(PIECE_PATIENCE, self.fill()).await;
-                filled.map_err(|_| Broken::new("timeout", "the reply stands still"))??;
-            }
-            let here = self.input.filled();
-            let piece = here.len().min(left.try_into().unwrap_or(usize::MAX));
-            if each(&here[..piece]).is_break() {
-                return Err(Broken::new(
-                    "not_wanted",
-                    "the reply was not read to its end",
-                ));
-            }
-            self.input.start += piece;
-            left -= piece as u64;
-        }
-        Ok(HttpReply {
+        let reply = HttpReply {
             status: head.status,
             headers: head.headers,
             body: Bytes::new(),
-        })
+        };
+        Ok((reply, left))
+    }
+
+    /// The next piece of a body; empty at its end.
+    pub(super) async fn piece(&mut self, left: &mut Left) -> Result<&[u8], Broken> {
+        let piece = timeout(PIECE_PATIENCE, self.next_piece(left)).await;
+        let (start, end) = piece.map_err(|_| {
+            let what = format!("nothing came for {PIECE_PATIENCE:?}");
+            Broken::new("timeout", what)
+        })??;
+        Ok(&self.input.bytes[start..end])
+    }
+
+    /// Where the next piece is in the input.
+    async fn next_piece(&mut self, left: &mut Left) -> Result<(usize, usize), Broken> {
+        if matches!(left, Left::ChunkEnd) {
+            self.end_chunk().await?;
+            *left = Left::ChunkStart;
+        }
+        if matches!(left, Left::ChunkStart) {
+            *left = match self.chunk_size().await? {
+                0 => {
+                    self.skip_trailers().await?;
+                    Left::Nothing
+                }
+                size => Left::Chunk(size),
+            };
+        }
+        let (Left::Length(rest) | Left::Chunk(rest)) = left else {
+            return Ok((0, 0));
+        };
+        if *rest > 0 && self.input.is_empty() {
+            self.input.widen();
+            self.fill().await?;
+        }
+        let count = self.input.filled().len();
+        let count = count.min((*rest).try_into().unwrap_or(usize::MAX));
+        let start = self.input.start;
+        self.input.start += count;
+        *rest -= count as u64;
+        match left {
+            Left::Chunk(0) => *left = Left::ChunkEnd,
+            Left::Length(0) => *left = Left::Nothing,
+            _ => {}
+        }
+        Ok((start, start + count))
     }
 
     /// Sends one request whose body is read from `body` to its end, and reads its reply. Each piece
@@ -464,8 +509,7 @@ impl Connection {
     async fn read_chunks(&mut self, bytes_max: usize) -> Result<Bytes, Broken> {
         let mut body = Vec::new();
         loop {
-            let size = self.read_line(reply::chunk_size).await?;
-            let size = size.ok_or_else(|| Broken::new("bad_reply", "a chunk has no size"))?;
+            let size = self.chunk_size().await?;
             if size > (bytes_max - body.len()) as u64 {
                 return Err(too_long(bytes_max));
             }
@@ -473,13 +517,28 @@ impl Connection {
                 break;
             }
             self.read_exact(size as usize, &mut body).await?;
-            if !self.read_line(<[u8]>::is_empty).await? {
-                return Err(Broken::new("bad_reply", "a chunk is longer than it says"));
-            }
+            self.end_chunk().await?;
         }
+        self.skip_trailers().await?;
+        Ok(body.into())
+    }
+
+    async fn chunk_size(&mut self) -> Result<u64, Broken> {
+        let size = self.read_line(reply::chunk_size).await?;
+        size.ok_or_else(|| Broken::new("bad_reply", "a chunk has no size"))
+    }
+
+    async fn end_chunk(&mut self) -> Result<(), Broken> {
+        match self.read_line(<[u8]>::is_empty).await? {
+            true => Ok(()),
+            false => Err(Broken::new("bad_reply", "a chunk is longer than it says")),
+        }
+    }
+
+    async fn skip_trailers(&mut self) -> Result<(), Broken> {
         for _ in 0..TRAILERS_MAX {
             if self.read_line(<[u8]>::is_empty).await? {
-                return Ok(body.into());
+                return Ok(());
             }
         }
         Err(Broken::new("bad_reply", "too many trailers"))
@@ -525,7 +584,7 @@ impl Connection {
     }
 }
 
-/// Bytes of one piece of an upload.
+/// Bytes of one piece of an upload, and of the read buffer during a download.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// Longest wait for the next piece of a download.
@@ -595,6 +654,13 @@ impl Input {
         let read = buffer.filled().len();
         self.end += read;
         Poll::Ready(Ok(read))
+    }
+
+    /// Makes an empty buffer large enough for the pieces of a long body.
+    fn widen(&mut self) {
+        if self.is_empty() && self.bytes.len() < PIECE_BYTES {
+            self.bytes.resize(PIECE_BYTES, 0);
+        }
     }
 
     /// Frees the memory that an unusually long head took.

@@ -56,7 +56,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 pub use self::address::is_public;
-use self::connection::Connection;
+use self::connection::{Connection, Left};
 pub use self::request::{BAD_URL, CERTIFICATE, HttpReply, PRIVATE_ADDRESS, Request, SendError};
 pub use self::url::{push_percent, push_segment};
 
@@ -231,13 +231,54 @@ impl Client {
         &self,
         request: Request,
         timeout: Duration,
-        each: impl FnMut(&[u8]) -> ControlFlow<()>,
+        mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<HttpReply, SendError> {
+        let mut download = self.start_download(request, timeout).await?;
+        loop {
+            let piece = download.piece().await?;
+            if piece.is_empty() {
+                return Ok(download.reply);
+            }
+            if each(piece).is_break() {
+                let what = "the reply was not read to its end";
+                return Err(Broken::new("not_wanted", what).unknown());
+            }
+        }
+    }
+
+    /// Sends a request once, on a connection of its own, and waits for the head of the reply. The
+    /// body of a 200 is then read piece by piece; any other reply comes whole.
+    pub async fn start_download(
+        &self,
+        request: Request,
+        timeout: Duration,
+    ) -> Result<Download, SendError> {
         let origin = Origin::of(&request.uri).map_err(Broken::not_sent)?;
         let connection = self.shared.open(origin, Instant::now() + timeout).await;
         let mut connection = connection.map_err(Broken::not_sent)?;
-        let reply = connection.download(&request, timeout, each).await;
-        reply.map_err(Broken::unknown)
+        let answered = connection.ask(&request, timeout).await;
+        let (reply, left) = answered.map_err(Broken::unknown)?;
+        Ok(Download {
+            reply,
+            connection,
+            left,
+        })
+    }
+}
+
+/// A reply whose body is still on its way.
+pub struct Download {
+    /// Its body is empty if the status is 200.
+    pub reply: HttpReply,
+    connection: Box<Connection>,
+    left: Left,
+}
+
+impl Download {
+    /// The next piece of the body of a 200; empty at its end, and only there.
+    pub async fn piece(&mut self) -> Result<&[u8], SendError> {
+        let piece = self.connection.piece(&mut self.left).await;
+        piece.map_err(Broken::unknown)
     }
 }
 

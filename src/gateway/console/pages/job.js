@@ -53,6 +53,7 @@ function Facts({ job }) {
     job.category && [t('Category'), job.category],
     job.rate && [t('Own rate'), job.rate],
     job.template && [t('Version of the stored message'), job.template],
+    job.fetched && [t('List'), `${job.fetched.url}${job.fetched.etag ? ` (${job.fetched.etag})` : ''}`],
     job.callback_url && [t('Callback'), job.callback_url], job.reply_to && [t('Reply to'), job.reply_to],
   ].filter(Boolean);
   return html`<section class="card" aria-label=${t('Facts')}><h2>${t('Facts')}</h2><dl class="facts">${facts.map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl><${Verify} job=${job} /></section>`;

@@ -211,7 +211,7 @@ proptest! {
     }
 }
 
-/// A download passes on all bytes of a long reply, and a short one is an error.
+/// A download passes on all bytes of a long reply, and one that breaks off is an error.
 #[tokio::test]
 async fn a_download_is_whole_or_an_error() {
     let whole: Vec<u8> = (0..1_000_003_u32).map(|it| it as u8).collect();
@@ -247,6 +247,24 @@ async fn a_download_is_whole_or_an_error() {
     assert_eq!(unknown(cut), "closed");
     let (ended, _) = download(reply(whole.len(), &whole), 10_000).await;
     assert_eq!(unknown(ended), "not_wanted");
+    let chunks = |end: &[u8]| {
+        let head = &b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"[..];
+        let chunks = whole.chunks(70_000).flat_map(|chunk| {
+            let size = format!("{:x}\r\n", chunk.len());
+            [size.as_bytes(), chunk, b"\r\n"].concat()
+        });
+        head.iter()
+            .copied()
+            .chain(chunks)
+            .chain(end.iter().copied())
+            .collect::<Vec<u8>>()
+    };
+    let (chunked, got) = download(chunks(b"0\r\nx: y\r\n\r\n"), usize::MAX).await;
+    assert_eq!((chunked.unwrap().status, got == whole), (200, true));
+    let (cut, _) = download(chunks(b""), usize::MAX).await;
+    assert_eq!(unknown(cut), "closed");
+    let (endless, _) = download(b"HTTP/1.1 200 OK\r\n\r\nab".to_vec(), usize::MAX).await;
+    assert_eq!(unknown(endless), "bad_reply");
     let refused = b"HTTP/1.1 404 No\r\ncontent-length: 2\r\n\r\nno".to_vec();
     let (refused, got) = download(refused, usize::MAX).await;
     let refused = refused.unwrap();
