@@ -25,8 +25,9 @@ fn id(number: u32, message: u32) -> KeptId {
     };
     KeptId {
         recipient: format!("user-{number}"),
-        message: MessageId::new(text, (number % 2 == 0).then_some(1_700_000_000_000)).unwrap(),
-        by_fallback: number % 5 == 0,
+        message: MessageId::new(text, number.is_multiple_of(2).then_some(1_700_000_000_000))
+            .unwrap(),
+        by_fallback: number.is_multiple_of(5),
         recall: RecallState::No,
     }
 }
