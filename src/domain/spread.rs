@@ -7,7 +7,7 @@
 //!
 //! Within sending hours only the hours count in which the job may be sent.
 //!
-//! [`LimitScope::Pace`]: super::limits::LimitScope::Pace
+//! [`LimitScope::Pace`]: crate::domain::limits::LimitScope::Pace
 
 use std::time::Duration;
 

@@ -7,7 +7,7 @@
 //! worker and target are one tree. The rest of a slice keeps the `traceparent` of the intake.
 //!
 //! No work waits for the collector: a span goes into a queue with a bound, and is dropped and
-//! counted if the queue is full ([`export`]). A job that is not sampled has no span, and its calls
+//! counted if the queue is full (`export`). A job that is not sampled has no span, and its calls
 //! cost one comparison.
 //!
 //! The encoding is the JSON of OTLP over HTTP, which every collector takes. It is written here and
