@@ -290,7 +290,7 @@ async fn serve_refuses_jobs_while_the_disk_is_full() {
             refused => break refused,
         }
     };
-    assert_eq!(refused.code, Some(69), "{}", refused.stderr);
+    assert_eq!(refused.code, Some(75), "{}", refused.stderr);
     assert!(
         refused.stderr.contains("folder is full"),
         "{}",
