@@ -463,11 +463,14 @@ async fn promise_8_small_jobs_of_a_target_that_hangs_delay_no_other() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = silent.local_addr().unwrap();
     plan.more = format!(
-        "[targets.silent]\ntype = \"webhook\"\nurl = \"http://{address}/\"\ncall_timeout = \"60s\"\n"
+        "[targets.silent]\ntype = \"webhook\"\nurl = \"http://{address}/\"\ncall_timeout = \"4s\"\n"
     );
     let world = plan.start("hangs").await;
     let mut worker = world
-        .worker_with(&[("FANWISE_LEDGER__LEASE", "120s")])
+        .worker_with(&[
+            ("FANWISE_TARGETS__SILENT__CALL_TIMEOUT", "60s"),
+            ("FANWISE_LEDGER__LEASE", "120s"),
+        ])
         .await;
     let job = |key: &str, target: &str| {
         let job = json!({
