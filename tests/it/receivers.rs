@@ -50,7 +50,10 @@ async fn post(port: u16, id: &str, seconds: u64, signature: &str, body: &[u8]) -
 /// Believes only requests that are signed now, and delivers a repeat once.
 async fn doubts_strangers(port: u16, receiver: &Process) {
     let now = now_ms() / 1000;
-    let body = json!({"recipient": "forged", "message": {"type": "text", "text": "hi"}});
+    let body = json!({
+        "job": "d8b55e72b3cbe2353a18ba4a", "app": "default", "client_msg_no": "forged",
+        "message": {"type": "text", "text": "hi"}, "options": {}, "recipient": "forged",
+    });
     let body = body.to_string().into_bytes();
     let signed = |id: &str, seconds: u64| sign(KEY, id, &seconds.to_string(), &body);
     let wrong = sign(b"another key", "a", &now.to_string(), &body);
