@@ -84,7 +84,9 @@ impl Program {
         Some(program.with(format!("{classes}:{jars}")).with(class))
     }
 
-    /// Built as this test was: into target/<profile>/examples, beside target/<profile>/deps/<test>.
+    /// Built as this test was: into target/<profile>/examples, beside target/<profile>/deps/<test>,
+    /// and for the whole workspace, so that its libraries have the features that they had for the
+    /// tests and need no second build.
     pub(crate) async fn rust(name: &str) -> Self {
         let test = env::current_exe().unwrap();
         let profile = test.parent().and_then(Path::parent).unwrap();
@@ -107,6 +109,7 @@ impl Program {
             "build",
             "--quiet",
             "--locked",
+            "--workspace",
             "--example",
             name,
             "--manifest-path",
