@@ -95,6 +95,7 @@ async fn take<S: Store, T: Transport, P: Publisher>(
     direct: &Arc<Direct>,
     delivery: Delivery,
 ) {
+    let is_large = delivery.body.len() > SMALL_BYTES;
     let from = delivery.traceparent.as_deref();
     let span = session.context.tracer.begin(from, SpanKind::Intake);
     let expansion = Expansion {
@@ -103,11 +104,11 @@ async fn take<S: Store, T: Transport, P: Publisher>(
             Some(span) => Some(span.traceparent()),
             None => delivery.traceparent.clone(),
         },
-        direct: (!delivery.redelivered).then(|| Arc::clone(direct)),
+        direct: (!is_large && !delivery.redelivered).then(|| Arc::clone(direct)),
     };
     let body = delivery.body.clone();
     let expanding = async move { expansion.expand(&body, priority, span).await };
-    let handled = if delivery.body.len() > SMALL_BYTES {
+    let handled = if is_large {
         // It is never closed.
         let _turn = large.acquire().await.ok();
         let runtime = Handle::current();
@@ -173,7 +174,8 @@ enum Announced {
 struct Expansion<S, T, P> {
     session: Arc<WorkerSession<S, T, P>>,
     traceparent: Option<String>,
-    /// None for a job that was handed out before: its delivery did not end.
+    /// None for a job that was handed out before, since its delivery did not end, and for a large
+    /// one, which must not keep the turn of large jobs until its last answer.
     direct: Option<Arc<Direct>>,
 }
 

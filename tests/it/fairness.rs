@@ -468,8 +468,8 @@ async fn promise_8_small_jobs_of_a_target_that_hangs_delay_no_other() {
     let world = plan.start("hangs").await;
     let mut worker = world
         .worker_with(&[
-            ("FANWISE_TARGETS__SILENT__CALL_TIMEOUT", "60s"),
-            ("FANWISE_LEDGER__LEASE", "120s"),
+            ("FANWISE_TARGETS__SILENT__CALL_TIMEOUT", "200s"),
+            ("FANWISE_LEDGER__LEASE", "240s"),
         ])
         .await;
     let job = |key: &str, target: &str| {
@@ -479,16 +479,21 @@ async fn promise_8_small_jobs_of_a_target_that_hangs_delay_no_other() {
         });
         job.to_string()
     };
+    // Large messages are read one after the other, however few recipients they have.
+    let large = |key: &str, target: &str| job(key, target) + &" ".repeat(70_000);
+    let silent_one = large("silent-large", "silent");
+    world.publish_raw(silent_one.as_bytes()).await;
     const HANGING: usize = 40;
     for number in 0..HANGING {
         let job = job(&format!("silent-{number}"), "silent");
         world.publish_raw(job.as_bytes()).await;
     }
     const OTHERS: usize = 20;
-    for number in 0..OTHERS {
+    for number in 1..OTHERS {
         let job = job(&format!("im-{number}"), "im");
         world.publish_raw(job.as_bytes()).await;
     }
+    world.publish_raw(large("im-large", "im").as_bytes()).await;
     until("the other jobs are completed", BOUND, async || {
         let metrics = worker.metrics().await;
         (metrics["fanwise_jobs_completed_total"] >= OTHERS as f64).then_some(())
