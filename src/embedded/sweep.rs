@@ -114,40 +114,30 @@ fn remove(work: &mut WriteContext<'_>, life: u64) -> Result<(), StorageError> {
     for bucket in keys {
         buckets.remove((life, bucket))?;
     }
-    let reasons = tables.reasons.open()?;
-    let keys: Vec<u64> = reasons
-        .range((life, 0)..=(life, u64::MAX))?
-        .take(room)
-        .map(|row| Ok(row?.0.value().1))
-        .collect::<Result<_, StorageError>>()?;
-    room -= keys.len();
-    for fingerprint in keys {
-        reasons.remove((life, fingerprint))?;
-    }
-    let ids = tables.ids.open()?;
-    let keys: Vec<u64> = ids
-        .range((life, 0)..=(life, u64::MAX))?
-        .take(room)
-        .map(|row| Ok(row?.0.value().1))
-        .collect::<Result<_, StorageError>>()?;
-    room -= keys.len();
-    for fingerprint in keys {
-        ids.remove((life, fingerprint))?;
-    }
-    let trails = tables.trails.open()?;
-    let keys: Vec<u64> = trails
-        .range((life, 0)..=(life, u64::MAX))?
-        .take(room)
-        .map(|row| Ok(row?.0.value().1))
-        .collect::<Result<_, StorageError>>()?;
-    room -= keys.len();
-    for number in keys {
-        trails.remove((life, number))?;
-    }
+    remove_numbered(tables.reasons.open()?, life, &mut room)?;
+    remove_numbered(tables.ids.open()?, life, &mut room)?;
+    remove_numbered(tables.trails.open()?, life, &mut room)?;
     remove_named(tables.slices.open()?, life, &mut room)?;
     remove_named(tables.submissions.open()?, life, &mut room)?;
     if room > 0 {
         tables.ended.open()?.remove(life)?;
+    }
+    Ok(())
+}
+
+fn remove_numbered<V: Value + 'static>(
+    table: &mut Table<'_, (u64, u64), V>,
+    life: u64,
+    room: &mut usize,
+) -> Result<(), StorageError> {
+    let keys: Vec<u64> = table
+        .range((life, 0)..=(life, u64::MAX))?
+        .take(*room)
+        .map(|row| Ok(row?.0.value().1))
+        .collect::<Result<_, StorageError>>()?;
+    *room -= keys.len();
+    for key in keys {
+        table.remove((life, key))?;
     }
     Ok(())
 }
