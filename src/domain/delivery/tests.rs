@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::fallback::{FailureClass, Fallback};
-use crate::domain::ids::{JobId, SliceId};
+use crate::domain::ids::{JobId, Owner, SliceId};
 use crate::domain::lane::Priority;
 use crate::domain::message::{Content, Options};
 use crate::domain::slice::{Addressed, Head, SLICE_VERSION_PLAIN, Shape, Unrecorded};
