@@ -25,8 +25,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::consumer::{REASON, REJECTED_AT, SOURCE};
 use super::declare::{MISSING, open_channel, passive_declare};
+use super::follow::tell_edit;
 use super::moved::Moved;
 use super::topology::Names;
+use crate::error::chain;
 use crate::ports::{EditSummary, RetainedEdit, RetainedMessage, RetainedQueue};
 
 /// Messages of a page, whose bodies are in memory at once.
@@ -72,10 +74,14 @@ pub(super) async fn read(
 /// back). Each `basic.get` waits for all acks before it, so none is held back.
 pub(super) async fn edit(
     dial: &Dial,
+    names: &Names,
     queue: &str,
     mut decide: impl FnMut(RetainedMessage) -> RetainedEdit,
 ) -> Result<EditSummary, AmqpError> {
     let reader = QueueReader::open(dial, queue).await?;
+    if let Err(error) = tell_edit(dial, &reader.connection, &names.edits(), queue).await {
+        tracing::debug!(error = %chain(&error), "nobody learns at once that queue {queue} is edited");
+    }
     let mut summary = EditSummary::default();
     // Replaced messages go to the end of the queue, after those counted here.
     for _ in 0..reader.ready {
@@ -335,7 +341,7 @@ fn original_key(delivery: &lapin::message::Delivery) -> String {
         .unwrap_or_else(|| delivery.routing_key.to_string())
 }
 
-fn kept_message(delivery: lapin::message::Delivery) -> RetainedMessage {
+pub(super) fn kept_message(delivery: lapin::message::Delivery) -> RetainedMessage {
     let routing_key = original_key(&delivery);
     let properties = delivery.properties;
     let moved = properties.headers().as_ref().and_then(Moved::of);

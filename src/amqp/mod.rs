@@ -5,6 +5,7 @@
 //! - `publisher`: group commit with confirms; it never reports an unroutable message as sent.
 //! - `consumer`: deliveries and how they end.
 //! - `admin`: reads and edits the retained queues.
+//! - `follow`: follows a retained queue, so that it is read as a whole only once.
 //! - `fault`: what an error of a connection means for the port.
 //! - `stray`: messages that left the retry ladder for a lane that does not exist.
 //! - `wake`: takes slices off the retry ladder before their time.
@@ -24,6 +25,7 @@ mod admin;
 mod consumer;
 mod declare;
 mod fault;
+mod follow;
 mod moved;
 mod publisher;
 mod session;
@@ -37,6 +39,7 @@ use std::time::Duration;
 
 pub use self::consumer::RabbitConsumer;
 pub use self::declare::{Applied, Counts, Depth};
+pub use self::follow::RabbitFollower;
 pub use self::publisher::RabbitPublisher;
 pub use self::session::RabbitSession;
 pub use self::topology::{Exchange, Kind, Queue, Topology, Value, topology};
@@ -180,6 +183,8 @@ impl Rabbit {
 }
 
 impl RetainedQueues for Rabbit {
+    type Follower = RabbitFollower;
+
     /// A reader holds the messages that it has seen; they come back when it ends.
     async fn read(
         &self,
@@ -197,7 +202,13 @@ impl RetainedQueues for Rabbit {
         decide: impl FnMut(RetainedMessage) -> RetainedEdit + Send,
     ) -> Result<EditSummary, BrokerError> {
         let names = Names::new(&self.settings.namespace);
-        Ok(admin::edit(&self.dial, &admin::queue_of(retained, &names), decide).await?)
+        let queue = admin::queue_of(retained, &names);
+        Ok(admin::edit(&self.dial, &names, &queue, decide).await?)
+    }
+
+    async fn follow(&self, retained: RetainedQueue) -> Result<RabbitFollower, BrokerError> {
+        let names = Names::new(&self.settings.namespace);
+        Ok(RabbitFollower::open(&self.dial, &names, retained).await?)
     }
 }
 

@@ -128,6 +128,11 @@ impl Names {
         format!("{}.{name}", self.namespace)
     }
 
+    /// The exchange through which those who edit a retained queue say so.
+    pub(super) fn edits(&self) -> String {
+        self.exchange("edits")
+    }
+
     /// The exchange of the waiting queue of the rung for this delay.
     pub(super) fn retry_exchange(&self, delay: Duration) -> String {
         // Every delay is rounded to a rung, so that none names an exchange that does not exist.
@@ -352,6 +357,11 @@ fn exchanges(names: &Names) -> Vec<Exchange> {
             names.exchange("rejected"),
             Kind::Fanout,
             "messages that cannot be understood or that kill their reader",
+        ),
+        exchange(
+            names.edits(),
+            Kind::Direct,
+            "tells gateways that a queue is going to be edited; the routing key is the queue",
         ),
         exchange(
             names.exchange("ledger"),

@@ -70,6 +70,7 @@ pub use self::broker::{
 };
 pub use self::disk::OpenError;
 pub use self::limiter::EmbeddedStore;
+pub use self::retained::EmbeddedFollower;
 
 use self::deliveries::Deliveries;
 use self::disk::{Disk, StorageError};

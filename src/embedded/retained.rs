@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +16,8 @@ use super::disk::StorageError;
 use super::tables::{self, KEPT, Message, Rejected};
 use super::writer::WriteContext;
 use crate::ports::{
-    BrokerError, EditSummary, Lost, RetainedEdit, RetainedMessage, RetainedQueue, RetainedQueues,
+    BrokerError, EditSummary, Followed, Follower, Lost, RetainedEdit, RetainedMessage,
+    RetainedQueue, RetainedQueues,
 };
 
 const DEAD: u8 = 0;
@@ -46,9 +48,14 @@ const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// One turn per retained queue: edits run one at a time, since each writes bodies that it has read
 /// before. Reading changes nothing and needs no turn.
 #[derive(Debug, Default)]
-pub(super) struct Turns([Mutex<()>; 2]);
+pub(super) struct Turns([Mutex<()>; 2], [AtomicU64; 2]);
 
 impl Turns {
+    /// The number of beginnings and ends of edits.
+    fn edits(&self, retained: u8) -> &AtomicU64 {
+        &self.1[usize::from(retained)]
+    }
+
     /// Waits for the turn, up to a bound.
     async fn take(&self, retained: u8) -> Option<MutexGuard<'_, ()>> {
         let turn = self.0[usize::from(retained)].lock();
@@ -57,6 +64,8 @@ impl Turns {
 }
 
 impl RetainedQueues for EmbeddedBroker {
+    type Follower = EmbeddedFollower;
+
     async fn read(
         &self,
         retained: RetainedQueue,
@@ -78,8 +87,64 @@ impl RetainedQueues for EmbeddedBroker {
             let advice = "another request is changing it, try again when that is done";
             return Err(refused(retained, advice.into()));
         };
+        let _edit = Edit::begin(self.0.0.turns.edits(number(retained)));
         walk(self, retained, decide).await
     }
+
+    async fn follow(&self, retained: RetainedQueue) -> Result<EmbeddedFollower, BrokerError> {
+        let edits = self.0.0.turns.edits(number(retained));
+        Ok(EmbeddedFollower {
+            broker: self.clone(),
+            retained,
+            next: 0,
+            edits: edits.load(Ordering::SeqCst),
+        })
+    }
+}
+
+/// An edit under way. It is noted before the first change and after the last one.
+struct Edit<'a>(&'a AtomicU64);
+
+impl<'a> Edit<'a> {
+    fn begin(edits: &'a AtomicU64) -> Self {
+        edits.fetch_add(1, Ordering::SeqCst);
+        Self(edits)
+    }
+}
+
+impl Drop for Edit<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Follows one retained queue. Messages have rising numbers, so it reads on from the last one.
+pub struct EmbeddedFollower {
+    broker: EmbeddedBroker,
+    retained: RetainedQueue,
+    next: u64,
+    edits: u64,
+}
+
+impl Follower for EmbeddedFollower {
+    async fn catch_up(
+        &mut self,
+        mut visit: impl FnMut(RetainedMessage) -> ControlFlow<()> + Send,
+    ) -> Result<Followed, BrokerError> {
+        let keep = |message| match visit(message) {
+            ControlFlow::Continue(()) => RetainedEdit::Keep,
+            ControlFlow::Break(()) => RetainedEdit::Stop,
+        };
+        let walked = walk_from(&self.broker, self.retained, self.next, keep).await?;
+        self.next = walked.end;
+        let edits = self.broker.0.0.turns.edits(number(self.retained));
+        Ok(match edits.load(Ordering::SeqCst) == self.edits {
+            true => Followed::All,
+            false => Followed::Edited,
+        })
+    }
+
+    async fn end(self) {}
 }
 
 fn refused(
@@ -97,8 +162,23 @@ fn refused(
 async fn walk(
     broker: &EmbeddedBroker,
     retained: RetainedQueue,
-    mut decide: impl FnMut(RetainedMessage) -> RetainedEdit + Send,
+    decide: impl FnMut(RetainedMessage) -> RetainedEdit + Send,
 ) -> Result<EditSummary, BrokerError> {
+    Ok(walk_from(broker, retained, 0, decide).await?.summary)
+}
+
+/// What a walk did, and the number after the last message that it knew of.
+struct Walked {
+    summary: EditSummary,
+    end: u64,
+}
+
+async fn walk_from(
+    broker: &EmbeddedBroker,
+    retained: RetainedQueue,
+    mut from: u64,
+    mut decide: impl FnMut(RetainedMessage) -> RetainedEdit + Send,
+) -> Result<Walked, BrokerError> {
     let (inner, number) = (&broker.0.0, number(retained));
     let failed = |error| match error {
         StorageError::Stopped => Lost.into(),
@@ -108,7 +188,9 @@ async fn walk(
         .read(move |it| end(it, number))
         .await
         .map_err(failed)?;
-    let (mut from, mut summary) = (0, EditSummary::default());
+    // The last ones may have been removed.
+    let end = end.max(from);
+    let mut summary = EditSummary::default();
     while from < end {
         let page = inner.read(move |it| page(it, number, from, end));
         let Some(page) = page.await.map_err(failed)? else {
@@ -153,7 +235,7 @@ async fn walk(
             break;
         }
     }
-    Ok(summary)
+    Ok(Walked { summary, end })
 }
 
 /// The number after the last message that exists now.

@@ -19,7 +19,7 @@ use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-pub(super) use self::pages::Pages;
+pub(super) use self::pages::{Pages, pages};
 use self::requests::{parse_purge, parse_redrive};
 pub(super) use self::stream::Readers;
 use self::stream::{accepts_lines, dead_lines};
@@ -184,9 +184,7 @@ pub(super) async fn redrive<B: Broker + RetainedQueues, S: Store, T: Transport>(
     };
     let secret = &gateway.context.settings.fingerprint_secret;
     let redriven = dead_letters::redrive(&gateway.broker, &publisher, &*gateway, secret, &redrive);
-    let done = Box::pin(redriven).await;
-    gateway.pages.end();
-    let done = done?;
+    let done = Box::pin(redriven).await?;
     if done.is_empty() {
         gateway.knows_names(&redrive.wanted).await?;
     }
@@ -206,9 +204,7 @@ pub(super) async fn purge<B: Broker + RetainedQueues, S: Store, T: Transport>(
     body: Held,
 ) -> Result<Json<Purged>, Refusal> {
     let (request, wanted) = parse_purge(&body.bytes)?;
-    let done = dead_letters::purge(&gateway.broker, &wanted, request.dry_run).await;
-    gateway.pages.end();
-    let done = done?;
+    let done = dead_letters::purge(&gateway.broker, &wanted, request.dry_run).await?;
     if done.recipients == 0 {
         gateway.knows_names(&wanted).await?;
     }

@@ -73,6 +73,7 @@ use std::time::Duration;
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::access::Rates;
@@ -91,7 +92,9 @@ use self::wrong_guesses::Failures;
 use crate::error::chain;
 use crate::http::server::{self, ConnectionLimits, Hosts};
 use crate::metrics::{Bound, BrokerUser, Metrics};
-use crate::ports::{Broker, Outgoing, Publisher, RetainedQueues, Session, Store, Transport};
+use crate::ports::{
+    BoxFuture, Broker, Outgoing, Publisher, RetainedQueues, Session, Store, Transport,
+};
 use crate::runtime::{Context, RECONNECT};
 use crate::service::api::Engine;
 use crate::service::control::Facts;
@@ -223,6 +226,8 @@ pub struct Server {
     /// Ends the streams, which do not end by themselves while their jobs run.
     closing: CancellationToken,
     limits: ConnectionLimits,
+    /// Keeps the copy of the dead letters.
+    keeping: BoxFuture<()>,
     stop: CancellationToken,
     metrics: Arc<Metrics>,
 }
@@ -246,6 +251,8 @@ impl Server {
         let listener = TcpListener::bind(settings.listen).await?;
         let stop = CancellationToken::new();
         let metrics = Arc::clone(&context.metrics);
+        let (pages, keeper) = dead::pages(settings.upload_dir.clone());
+        let keeping = keeper.keep(broker.clone());
         let gateway = Arc::new(Gateway {
             broker,
             context,
@@ -264,7 +271,7 @@ impl Server {
                 Arc::clone(&metrics),
             ),
             readers: Readers::default(),
-            pages: Pages::new(settings.upload_dir.clone()),
+            pages,
             failures: Failures::new(settings.patience),
             hosts: Hosts::of(settings.listen),
             patience: settings.patience,
@@ -283,6 +290,7 @@ impl Server {
                 connections_max: settings.connections_max,
                 patience: settings.patience,
             },
+            keeping: Box::pin(keeping),
             stop,
             metrics,
         })
@@ -295,6 +303,9 @@ impl Server {
     /// Serves until `stop`; then answers the requests under way and ends the streams.
     pub async fn run(self, stop: CancellationToken) {
         let (waiting, closing) = (self.stop, self.closing);
+        // A task of its own, so that copying letters does not delay connections. It ends with this one.
+        let mut keeping = JoinSet::new();
+        keeping.spawn(self.keeping);
         let told = async {
             stop.cancelled().await;
             waiting.cancel();

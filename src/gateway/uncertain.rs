@@ -42,9 +42,7 @@ pub(super) async fn resolve<B: Broker + RetainedQueues, S: Store, T: Transport>(
         request.to,
         request.recipients,
     );
-    let resolved = Box::pin(resolved).await;
-    gateway.pages.end();
-    let resolved = resolved?;
+    let resolved = Box::pin(resolved).await?;
     let note = DirectiveNote {
         reason: request.reason,
         author: request.author,

@@ -50,8 +50,37 @@ pub struct EditSummary {
     pub replaced: u64,
 }
 
+/// What a follower knows after it has caught up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Followed {
+    /// It has shown every message that is in the queue.
+    All,
+    /// Messages are being removed or replaced, or have been. What it has shown is no longer true:
+    /// drop it, and follow anew.
+    Edited,
+    /// Messages are gone that nobody removed through this port: the broker dropped them.
+    Fewer,
+}
+
+/// Follows a retained queue.
+pub trait Follower: Send + 'static {
+    /// Shows the messages that it has not shown, the first time all of them. It may show a message
+    /// twice. Every message is shown whose publish was confirmed before this call.
+    ///
+    /// A follower whose `visit` broke off, or that returned an error, is of no further use.
+    fn catch_up(
+        &mut self,
+        visit: impl FnMut(RetainedMessage) -> ControlFlow<()> + Send,
+    ) -> impl Future<Output = Result<Followed, BrokerError>> + Send;
+
+    /// Gives back what the engine holds for it.
+    fn end(self) -> impl Future<Output = ()> + Send;
+}
+
 /// Reads and edits the retained queues.
 pub trait RetainedQueues: Send + Sync {
+    type Follower: Follower;
+
     /// Shows every message of a retained queue to `visit`, the oldest first, until `visit` breaks
     /// off, and removes none of them. Returns how many messages it showed. Messages that arrive
     /// meanwhile are not shown.
@@ -75,4 +104,10 @@ pub trait RetainedQueues: Send + Sync {
         retained: RetainedQueue,
         decide: impl FnMut(RetainedMessage) -> RetainedEdit + Send,
     ) -> impl Future<Output = Result<EditSummary, BrokerError>> + Send;
+
+    /// Follows a retained queue from now on, so that it need not be read as a whole again.
+    fn follow(
+        &self,
+        retained: RetainedQueue,
+    ) -> impl Future<Output = Result<Self::Follower, BrokerError>> + Send;
 }

@@ -12,8 +12,9 @@ use bytes::Bytes;
 use fanwise::amqp::{Queue, Rabbit, RabbitSession, Settings};
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::ports::{
-    Broker, BrokerError, Consumer, Delivery, Lost, Outgoing, PublishError, Publisher, RetainedEdit,
-    RetainedMessage, RetainedQueue, RetainedQueues, Route, Session, Source,
+    Broker, BrokerError, Consumer, Delivery, Followed, Follower, Lost, Outgoing, PublishError,
+    Publisher, RetainedEdit, RetainedMessage, RetainedQueue, RetainedQueues, Route, Session,
+    Source,
 };
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -327,6 +328,44 @@ async fn a_full_queue_refuses_only_what_is_meant_for_it() {
         result.unwrap();
     }
     finish(&rabbit, session).await;
+}
+
+/// A follower notices letters that went away without an edit, for instance because an operator purged
+/// the queue.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_notices_what_the_broker_dropped() {
+    let Some(rabbit) = rabbit() else { return };
+    let session = rabbit.connect().await.unwrap();
+    let dead = |body: String| {
+        let (app, target) = ("shop".to_owned(), "wk".to_owned());
+        outgoing(Route::Dead { app, target }, &body)
+    };
+    let letters: Vec<_> = (0..20).map(|it| dead(it.to_string())).collect();
+    session.publisher().publish(letters).await.unwrap();
+    let mut follower = rabbit.follow(RetainedQueue::Dead).await.unwrap();
+    let mut shown = 0;
+    let mut count = |_| {
+        shown += 1;
+        ControlFlow::Continue(())
+    };
+    assert_eq!(follower.catch_up(&mut count).await.unwrap(), Followed::All);
+    let queue = rabbit.topology().queues;
+    let queue = queue
+        .iter()
+        .find(|it| it.name.ends_with(".dead.v1"))
+        .unwrap();
+    let channel = raw_connection().await.create_channel().await.unwrap();
+    let purged = channel.queue_purge(queue.name.as_str().into(), Default::default());
+    assert_eq!(purged.await.unwrap(), 20);
+    until("what is gone to be noticed", PATIENCE, async || {
+        let followed = follower.catch_up(|_| ControlFlow::Continue(())).await;
+        (followed.unwrap() == Followed::Fewer).then_some(())
+    })
+    .await;
+    assert_eq!(shown, 20);
+    follower.end().await;
+    session.close().await;
+    rabbit.delete_all().await.unwrap();
 }
 
 /// A broker that is short of memory blocks publishing: publishes wait and then return `Timeout`,

@@ -2,12 +2,12 @@
 //! reads only its own rows.
 //!
 //! One file has the letters as they are. The other has a row for each recipient, in sorted runs; a
-//! page merges the runs from its first row on. Memory holds one run while the copy is made, and
-//! afterwards every 256th key of each run. Nothing of this is durable: the retained queue is the
-//! truth, and a copy that is lost or out of date is made again.
+//! page merges the runs, and the run in memory, from its first row on. Memory holds that run, and
+//! every 256th key of the others. Nothing of this is durable: the retained queue is the truth, and a
+//! copy that is lost or out of date is made again.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap, btree_set};
 use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::FileExt as _;
@@ -30,7 +30,7 @@ const READ_BYTES: usize = 16 * 1024;
 const LOOKED_AT_MAX: usize = 20_000;
 
 /// A recipient of a letter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     /// Where its letter begins, and its length.
     letter: u64,
@@ -39,38 +39,45 @@ struct Place {
     index: u32,
 }
 
-/// Sorted rows.
+/// A row: a recipient of a job, and where its letter is.
+type Row = (Key, Place);
+
+/// Sorted rows in the file.
 struct Run {
     /// Every [`STRIDE`]th key, and where its row begins in the file.
     marks: Vec<(Key, u64)>,
     end: u64,
 }
 
-/// Takes letters in any order.
-pub(super) struct Writing {
+/// All dead letters of one moment. Takes further ones in any order.
+pub(super) struct Copy {
     letters: BufWriter<File>,
     letters_end: u64,
     rows: BufWriter<File>,
     rows_end: u64,
-    run: Vec<(Key, Place)>,
-    run_bytes: usize,
     runs: Vec<Run>,
+    /// Rows that are in no run of the file yet.
+    latest: BTreeSet<Row>,
+    latest_bytes: usize,
+    looked_at_max: usize,
 }
 
-impl Writing {
+impl Copy {
     pub(super) fn create(folder: &Path) -> io::Result<Self> {
         Ok(Self {
             letters: BufWriter::new(tempfile::tempfile_in(folder)?),
             letters_end: 0,
             rows: BufWriter::new(tempfile::tempfile_in(folder)?),
             rows_end: 0,
-            run: Vec::new(),
-            run_bytes: 0,
             runs: Vec::new(),
+            latest: BTreeSet::new(),
+            latest_bytes: 0,
+            looked_at_max: LOOKED_AT_MAX,
         })
     }
 
-    /// Adds a letter; leaves out what is none.
+    /// Adds a letter, to be seen after [`Copy::flush`]; leaves out what is none. A letter may be
+    /// added twice.
     pub(super) fn add(&mut self, body: &[u8]) -> io::Result<()> {
         let Some(letter) = read_letter(body) else {
             return Ok(());
@@ -82,22 +89,22 @@ impl Writing {
                 length,
                 index: u32::try_from(index).map_err(io::Error::other)?,
             };
-            self.run_bytes += letter.job.len() + dead.recipient.len() + size_of::<(Key, Place)>();
-            self.run.push(((letter.job.clone(), dead.recipient), place));
+            self.latest_bytes += letter.job.len() + dead.recipient.len() + size_of::<Row>();
+            self.latest
+                .insert(((letter.job.clone(), dead.recipient), place));
         }
         self.letters.write_all(body)?;
         self.letters_end += u64::from(length);
-        match self.run_bytes {
+        match self.latest_bytes {
             RUN_BYTES.. => self.write_run(),
             _ => Ok(()),
         }
     }
 
     fn write_run(&mut self) -> io::Result<()> {
-        self.run.sort_unstable();
-        let mut marks = Vec::with_capacity(self.run.len().div_ceil(STRIDE));
+        let mut marks = Vec::with_capacity(self.latest.len().div_ceil(STRIDE));
         let mut row = Vec::new();
-        for (number, (key, place)) in self.run.drain(..).enumerate() {
+        for (number, (key, place)) in std::mem::take(&mut self.latest).into_iter().enumerate() {
             row.clear();
             write_row(&mut row, &key, place)?;
             self.rows.write_all(&row)?;
@@ -106,68 +113,18 @@ impl Writing {
             }
             self.rows_end += row.len() as u64;
         }
-        self.run_bytes = 0;
+        self.latest_bytes = 0;
         let end = self.rows_end;
         self.runs.push(Run { marks, end });
         Ok(())
     }
 
-    pub(super) fn finish(mut self) -> io::Result<Copy> {
-        self.write_run()?;
-        Ok(Copy {
-            letters: self.letters.into_inner().map_err(|it| it.into_error())?,
-            rows: self.rows.into_inner().map_err(|it| it.into_error())?,
-            runs: self.runs,
-            looked_at_max: LOOKED_AT_MAX,
-        })
+    /// Writes what pages are to read.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        self.letters.flush()?;
+        self.rows.flush()
     }
-}
 
-/// The length of a row, then the row: the place, the length of the job's id, both texts.
-fn write_row(row: &mut Vec<u8>, key: &Key, place: Place) -> io::Result<()> {
-    let (job, recipient) = key;
-    let job_bytes = u32::try_from(job.len()).map_err(io::Error::other)?;
-    let bytes = 8 + 4 + 4 + 4 + job.len() + recipient.len();
-    let bytes = u32::try_from(bytes).map_err(io::Error::other)?;
-    row.extend_from_slice(&bytes.to_be_bytes());
-    row.extend_from_slice(&place.letter.to_be_bytes());
-    row.extend_from_slice(&place.length.to_be_bytes());
-    row.extend_from_slice(&place.index.to_be_bytes());
-    row.extend_from_slice(&job_bytes.to_be_bytes());
-    row.extend_from_slice(job.as_bytes());
-    row.extend_from_slice(recipient.as_bytes());
-    Ok(())
-}
-
-/// Reads what [`write_row`] wrote, without the length.
-fn parse_row(row: &[u8]) -> Option<(Key, Place)> {
-    let (letter, row) = row.split_first_chunk()?;
-    let (length, row) = row.split_first_chunk()?;
-    let (index, row) = row.split_first_chunk()?;
-    let (job_bytes, row) = row.split_first_chunk()?;
-    let place = Place {
-        letter: u64::from_be_bytes(*letter),
-        length: u32::from_be_bytes(*length),
-        index: u32::from_be_bytes(*index),
-    };
-    let (job, recipient) = row.split_at_checked(u32::from_be_bytes(*job_bytes) as usize)?;
-    let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(ToOwned::to_owned);
-    Some(((text(job)?, text(recipient)?), place))
-}
-
-fn torn() -> io::Error {
-    io::Error::other("a row of the copied dead letters is torn")
-}
-
-/// All dead letters of one moment.
-pub(super) struct Copy {
-    letters: File,
-    rows: File,
-    runs: Vec<Run>,
-    looked_at_max: usize,
-}
-
-impl Copy {
     /// The rows at or after a place, at most `most`, as [`crate::service::dead_letters::page`] has
     /// them before it asks the ledger. A page ends early where it has looked at many rows that do
     /// not match.
@@ -230,7 +187,9 @@ impl Copy {
             .is_none_or(|(letter, _)| *letter != place.letter)
         {
             let mut body = vec![0; place.length as usize];
-            self.letters.read_exact_at(&mut body, place.letter)?;
+            self.letters
+                .get_ref()
+                .read_exact_at(&mut body, place.letter)?;
             *held = Some((place.letter, read_letter(&body).ok_or_else(torn)?));
         }
         held.as_ref().map(|(_, letter)| letter).ok_or_else(torn)
@@ -251,22 +210,36 @@ impl Copy {
                 }
             }
         }
-        Ok(Rows { readers, next })
+        let mut latest = self.latest.range((first.clone(), Place::default())..);
+        if let Some(row) = latest.next() {
+            next.push(Reverse((row.clone(), readers.len())));
+        }
+        Ok(Rows {
+            readers,
+            latest,
+            next,
+        })
     }
 }
 
 /// The rows of all runs, in order.
 struct Rows<'a> {
     readers: Vec<Reader<'a>>,
-    next: BinaryHeap<Reverse<((Key, Place), usize)>>,
+    latest: btree_set::Range<'a, Row>,
+    /// The next row of each reader; with the number after theirs, that of `latest`.
+    next: BinaryHeap<Reverse<(Row, usize)>>,
 }
 
 impl Iterator for Rows<'_> {
-    type Item = io::Result<(Key, Place)>;
+    type Item = io::Result<Row>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let Reverse((row, number)) = self.next.pop()?;
-        match self.readers[number].next() {
+        let next = match self.readers.get_mut(number) {
+            Some(reader) => reader.next(),
+            None => Ok(self.latest.next().cloned()),
+        };
+        match next {
             Ok(Some(next)) => self.next.push(Reverse((next, number))),
             Ok(None) => {}
             Err(error) => return Some(Err(error)),
@@ -290,7 +263,7 @@ impl<'a> Reader<'a> {
         let after = run.marks.partition_point(|(key, _)| key < first);
         let mark = run.marks.get(after.saturating_sub(1));
         Self {
-            file: &copy.rows,
+            file: copy.rows.get_ref(),
             at: mark.map_or(run.end, |(_, at)| *at),
             end: run.end,
             buffer: Vec::new(),
@@ -298,7 +271,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn next(&mut self) -> io::Result<Option<(Key, Place)>> {
+    fn next(&mut self) -> io::Result<Option<Row>> {
         if self.read == self.buffer.len() && self.at == self.end {
             return Ok(None);
         }
@@ -328,6 +301,42 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// The length of a row, then the row: the place, the length of the job's id, both texts.
+fn write_row(row: &mut Vec<u8>, key: &Key, place: Place) -> io::Result<()> {
+    let (job, recipient) = key;
+    let job_bytes = u32::try_from(job.len()).map_err(io::Error::other)?;
+    let bytes = 8 + 4 + 4 + 4 + job.len() + recipient.len();
+    let bytes = u32::try_from(bytes).map_err(io::Error::other)?;
+    row.extend_from_slice(&bytes.to_be_bytes());
+    row.extend_from_slice(&place.letter.to_be_bytes());
+    row.extend_from_slice(&place.length.to_be_bytes());
+    row.extend_from_slice(&place.index.to_be_bytes());
+    row.extend_from_slice(&job_bytes.to_be_bytes());
+    row.extend_from_slice(job.as_bytes());
+    row.extend_from_slice(recipient.as_bytes());
+    Ok(())
+}
+
+/// Reads what [`write_row`] wrote, without the length.
+fn parse_row(row: &[u8]) -> Option<Row> {
+    let (letter, row) = row.split_first_chunk()?;
+    let (length, row) = row.split_first_chunk()?;
+    let (index, row) = row.split_first_chunk()?;
+    let (job_bytes, row) = row.split_first_chunk()?;
+    let place = Place {
+        letter: u64::from_be_bytes(*letter),
+        length: u32::from_be_bytes(*length),
+        index: u32::from_be_bytes(*index),
+    };
+    let (job, recipient) = row.split_at_checked(u32::from_be_bytes(*job_bytes) as usize)?;
+    let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(ToOwned::to_owned);
+    Some(((text(job)?, text(recipient)?), place))
+}
+
+fn torn() -> io::Error {
+    io::Error::other("a row of the copied dead letters is torn")
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -354,14 +363,15 @@ mod tests {
     }
 
     fn copy(letters: &[Vec<u8>], run_bytes: usize) -> Copy {
-        let mut writing = Writing::create(&std::env::temp_dir()).unwrap();
+        let mut copy = Copy::create(&std::env::temp_dir()).unwrap();
         for letter in letters {
-            writing.add(letter).unwrap();
-            if writing.run_bytes >= run_bytes {
-                writing.write_run().unwrap();
+            copy.add(letter).unwrap();
+            if copy.latest_bytes >= run_bytes {
+                copy.write_run().unwrap();
             }
         }
-        writing.finish().unwrap()
+        copy.flush().unwrap();
+        copy
     }
 
     /// All rows, page by page.

@@ -1,69 +1,74 @@
-//! Pages of dead letters, from a copy that the gateway keeps while somebody reads pages.
+//! Pages of dead letters, from a copy that the gateway keeps up to date.
 //!
-//! RabbitMQ hands out a queue only as a whole, so the first page of a listing copies all letters.
-//! Further pages read the same copy: a listing costs one reading of the queue, and is that of one
-//! moment. First pages that are asked for at the same time share a copy. Requests that change
-//! letters through this gateway end the copy.
+//! A retained queue has no index, and RabbitMQ hands it out only as a whole, to one reader at a
+//! time. So one task copies all letters once, follows the queue from then on, and gives the copy to
+//! whoever wants a page. Before each page it catches up, so a page has every letter that was
+//! published before it was asked for, and none that was removed through Fanwise. When letters are
+//! removed or changed, through whatever process, the task copies all of them again.
+//!
+//! While there is no copy, since the queue cannot be followed or the disk is full, a page reads the
+//! queue itself, and holds no more than its own rows.
 
+use std::io;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use parking_lot::RwLock;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::copy::{Copy, Writing};
-use crate::domain::letters::{DeadRow, Key, LetterFilter, Window};
+use super::copy::Copy;
+use crate::domain::letters::{DeadRow, Key, LetterFilter, Window, read_letter};
+use crate::error::chain;
 use crate::gateway::problem::Refusal;
 use crate::gateway::spool::full;
-use crate::ports::{RetainedMessage, RetainedQueue, RetainedQueues};
+use crate::ports::{
+    BrokerError, Followed, Follower, RetainedMessage, RetainedQueue, RetainedQueues,
+};
+use crate::runtime::RECONNECT;
+use crate::service::dead_letters::put;
 
-/// A listing reads one copy for this long at most.
-const AGE_MAX: Duration = Duration::from_secs(600);
+/// Requests that may wait for the copy.
+const WAITING_MAX: usize = 1024;
 
-/// A copy that nobody reads for this long gives its disk space back.
-const IDLE_MAX: Duration = Duration::from_secs(120);
+/// How often the copy catches up while nobody asks for a page.
+const CATCH_UP: Duration = Duration::from_secs(1);
 
-/// Keeps the copy.
-pub(in crate::gateway) struct Pages {
+/// If the broker drops letters, the copy is made again after this time at the earliest, and after
+/// this many times as long as it took to make.
+const COPY_AGAIN_MIN: Duration = Duration::from_secs(60);
+const COPY_AGAIN_TIMES: u32 = 20;
+
+type Shared = Arc<RwLock<Copy>>;
+
+/// A request for the copy; none is given while there is none.
+type Asked = oneshot::Sender<Option<Shared>>;
+
+/// Answers with pages.
+pub(in crate::gateway) struct Pages(mpsc::Sender<Asked>);
+
+/// The task that keeps the copy.
+pub(in crate::gateway) struct Keeper {
     folder: PathBuf,
-    held: Arc<Mutex<Option<Held>>>,
-    /// One request copies; the others wait for its copy.
-    copying: tokio::sync::Mutex<()>,
-    /// Ends the copy.
-    idle: Mutex<JoinSet<()>>,
-    /// How often letters were changed through this gateway.
-    changes: AtomicU64,
+    asked: mpsc::Receiver<Asked>,
+    /// Those who wait for the copy.
+    waiting: Vec<Asked>,
 }
 
-#[derive(Clone)]
-struct Held {
-    copy: Arc<Copy>,
-    /// When the copying began.
-    began: Instant,
-    used: Instant,
+/// `folder` is where the copy is.
+pub(in crate::gateway) fn pages(folder: PathBuf) -> (Pages, Keeper) {
+    let (sender, asked) = mpsc::channel(WAITING_MAX);
+    let keeper = Keeper {
+        folder,
+        asked,
+        waiting: Vec::new(),
+    };
+    (Pages(sender), keeper)
 }
 
 impl Pages {
-    pub(in crate::gateway) fn new(folder: PathBuf) -> Self {
-        Self {
-            folder,
-            held: Arc::default(),
-            copying: tokio::sync::Mutex::new(()),
-            idle: Mutex::default(),
-            changes: AtomicU64::new(0),
-        }
-    }
-
-    /// Letters are going to change, or have changed.
-    pub(in crate::gateway) fn end(&self) {
-        self.changes.fetch_add(1, Ordering::Relaxed);
-        *self.held.lock() = None;
-    }
-
     /// The rows at or after a place, before the ledger is asked.
     pub(super) async fn page<B: RetainedQueues>(
         &self,
@@ -73,75 +78,194 @@ impl Pages {
         most: usize,
         with_content: bool,
     ) -> Result<Window<DeadRow>, Refusal> {
-        let copy = self.copy(broker, from.is_some()).await?;
-        let page = || copy.page(wanted, from, most, with_content);
+        let Some(copy) = self.copy().await else {
+            return Ok(from_queue(broker, wanted, from, most, with_content).await?);
+        };
+        let page = || copy.read().page(wanted, from, most, with_content);
         tokio::task::block_in_place(page).map_err(|error| full(&error))
     }
 
-    /// A copy for a page. `further`: a page of a listing that has begun.
-    async fn copy<B: RetainedQueues>(
-        &self,
+    async fn copy(&self) -> Option<Shared> {
+        let (asked, copy) = oneshot::channel();
+        self.0.send(asked).await.ok()?;
+        copy.await.ok()?
+    }
+}
+
+/// Reads the whole queue for one page.
+async fn from_queue<B: RetainedQueues>(
+    broker: &B,
+    wanted: &LetterFilter,
+    from: Option<Key>,
+    most: usize,
+    with_content: bool,
+) -> Result<Window<DeadRow>, BrokerError> {
+    let mut window = Window::new(from, most);
+    let visit = |message: RetainedMessage| {
+        if let Some(letter) = read_letter(&message.body) {
+            for dead in &letter.recipients {
+                put(&mut window, &letter, dead, wanted, with_content);
+            }
+        }
+        ControlFlow::Continue(())
+    };
+    broker.read(RetainedQueue::Dead, visit).await?;
+    Ok(window)
+}
+
+/// Why there is no copy.
+#[derive(Debug, thiserror::Error)]
+enum NoCopy {
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error("the letters cannot be kept on disk (gateway.upload_dir)")]
+    Disk(#[from] io::Error),
+    #[error("the letters are being edited")]
+    Edited,
+}
+
+/// The copy, and the follower that brings further letters.
+struct Kept<F> {
+    follower: F,
+    copy: Shared,
+    /// When the copying began, and how long it took.
+    began: Instant,
+    took: Duration,
+}
+
+impl Keeper {
+    /// Keeps the copy until nobody can ask for it any more.
+    pub(in crate::gateway) async fn keep<B: RetainedQueues>(mut self, broker: B) {
+        let mut delays = RECONNECT.delays();
+        loop {
+            match Kept::make(&broker, &self.folder).await {
+                Ok(kept) => {
+                    delays.reset();
+                    if self.serve(kept).await.is_break() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    error.report();
+                    let until = Instant::now() + delays.next_delay();
+                    if self.refuse(until).await.is_break() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells until a time that there is no copy.
+    async fn refuse(&mut self, until: Instant) -> ControlFlow<()> {
+        loop {
+            for asked in self.waiting.drain(..) {
+                // Whoever asked may be gone.
+                let _ = asked.send(None);
+            }
+            tokio::select! {
+                () = sleep_until(until) => return ControlFlow::Continue(()),
+                asked = self.asked.recv() => match asked {
+                    Some(asked) => self.waiting.push(asked),
+                    None => return ControlFlow::Break(()),
+                },
+            }
+        }
+    }
+
+    /// Gives the copy to those who ask, as long as it is right. Those who ask when it is not get the
+    /// next one.
+    async fn serve<F: Follower>(&mut self, mut kept: Kept<F>) -> ControlFlow<()> {
+        loop {
+            while let Ok(asked) = self.asked.try_recv() {
+                self.waiting.push(asked);
+            }
+            match kept.catch_up().await {
+                Ok(Followed::All) => {}
+                Ok(Followed::Fewer) if kept.may_stay() => {}
+                Ok(Followed::Fewer | Followed::Edited) => break,
+                Err(error) => {
+                    error.report();
+                    break;
+                }
+            }
+            for asked in self.waiting.drain(..) {
+                let _ = asked.send(Some(Arc::clone(&kept.copy)));
+            }
+            match timeout(CATCH_UP, self.asked.recv()).await {
+                Ok(Some(asked)) => self.waiting.push(asked),
+                Ok(None) => return ControlFlow::Break(()),
+                Err(_) => {}
+            }
+        }
+        kept.follower.end().await;
+        ControlFlow::Continue(())
+    }
+}
+
+impl NoCopy {
+    fn report(&self) {
+        let error = chain(self);
+        match self {
+            Self::Disk(_) => {
+                tracing::error!(%error, "there is no copy of the dead letters: each page reads all");
+            }
+            Self::Broker(_) | Self::Edited => {
+                tracing::info!(%error, "the dead letters are copied again");
+            }
+        }
+    }
+}
+
+impl<F: Follower> Kept<F> {
+    /// Copies all letters.
+    async fn make<B: RetainedQueues<Follower = F>>(
         broker: &B,
-        further: bool,
-    ) -> Result<Arc<Copy>, Refusal> {
-        let asked = Instant::now();
-        if let Some(held) = self.usable().filter(|_| further) {
-            return Ok(held.copy);
+        folder: &Path,
+    ) -> Result<Self, NoCopy> {
+        let began = Instant::now();
+        let copy = Copy::create(folder)?;
+        let mut kept = Self {
+            follower: broker.follow(RetainedQueue::Dead).await?,
+            copy: Arc::new(RwLock::new(copy)),
+            began,
+            took: Duration::ZERO,
+        };
+        let copied = match kept.catch_up().await {
+            Ok(Followed::Edited) => Err(NoCopy::Edited),
+            copied => copied,
+        };
+        if let Err(error) = copied {
+            kept.follower.end().await;
+            return Err(error);
         }
-        let _turn = self.copying.lock().await;
-        match self.usable().filter(|held| held.began >= asked) {
-            Some(held) => Ok(held.copy),
-            None => self.make(broker).await,
-        }
+        kept.took = began.elapsed();
+        tracing::debug!(
+            copy.ms = kept.took.as_millis() as u64,
+            "the dead letters are copied"
+        );
+        Ok(kept)
     }
 
-    fn usable(&self) -> Option<Held> {
-        let mut held = self.held.lock();
-        let held = held.as_mut().filter(|it| it.began.elapsed() < AGE_MAX)?;
-        held.used = Instant::now();
-        Some(held.clone())
-    }
-
-    async fn make<B: RetainedQueues>(&self, broker: &B) -> Result<Arc<Copy>, Refusal> {
-        let (began, changes) = (Instant::now(), self.changes.load(Ordering::Relaxed));
-        let mut writing = Writing::create(&self.folder).map_err(|error| full(&error))?;
-        let mut failed = None;
-        let visit = |message: RetainedMessage| match writing.add(&message.body) {
+    async fn catch_up(&mut self) -> Result<Followed, NoCopy> {
+        let (copy, mut failed) = (&self.copy, None);
+        let visit = |message: RetainedMessage| match copy.write().add(&message.body) {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
                 failed = Some(error);
                 ControlFlow::Break(())
             }
         };
-        broker.read(RetainedQueue::Dead, visit).await?;
-        let copy = failed.map_or_else(|| writing.finish(), Err);
-        let copy = Arc::new(copy.map_err(|error| full(&error))?);
-        let mut held = self.held.lock();
-        // Letters that changed meanwhile are shown as they were, and only in this page.
-        if self.changes.load(Ordering::Relaxed) == changes {
-            *held = Some(Held {
-                copy: Arc::clone(&copy),
-                began,
-                used: Instant::now(),
-            });
-            let mut idle = self.idle.lock();
-            idle.abort_all();
-            while idle.try_join_next().is_some() {}
-            idle.spawn(end_when_idle(Arc::clone(&self.held)));
+        let followed = self.follower.catch_up(visit).await?;
+        match failed {
+            Some(error) => return Err(error.into()),
+            None => copy.write().flush()?,
         }
-        Ok(copy)
+        Ok(followed)
     }
-}
 
-/// Ends a copy that nobody has read for a while.
-async fn end_when_idle(held: Arc<Mutex<Option<Held>>>) {
-    loop {
-        sleep(IDLE_MAX).await;
-        let mut held = held.lock();
-        let is_read = |it: &Held| it.used.elapsed() < IDLE_MAX;
-        if !held.as_ref().is_some_and(is_read) {
-            *held = None;
-            return;
-        }
+    /// Whether a copy with letters that the broker has dropped is still good enough.
+    fn may_stay(&self) -> bool {
+        self.began.elapsed() < COPY_AGAIN_MIN.max(self.took * COPY_AGAIN_TIMES)
     }
 }

@@ -9,8 +9,8 @@ use fanwise::domain::lane::Priority;
 use fanwise::domain::schedule::RUNGS;
 use fanwise::domain::waking::Waking;
 use fanwise::ports::{
-    Broker, BrokerError, Consumer, Delivery, EditSummary, Lost, PublishError, Publisher,
-    RetainedEdit, RetainedMessage, RetainedQueue, RetainedQueues, Route, Session, Source,
+    Broker, BrokerError, Consumer, Delivery, EditSummary, Followed, Follower, Lost, PublishError,
+    Publisher, RetainedEdit, RetainedMessage, RetainedQueue, RetainedQueues, Route, Session, Source,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -41,6 +41,7 @@ on_all! { EmbeddedBench, RabbitBench:
     a_rejected_message_is_kept_with_its_reason,
     dead_letters_are_read_in_place,
     dead_letters_are_sifted,
+    dead_letters_are_followed,
     changes_at_the_same_time_all_come_about,
     a_sifting_that_is_broken_off_loses_nothing,
     what_leads_nowhere_is_never_reported_as_published,
@@ -542,6 +543,56 @@ async fn dead_letters_are_sifted(bench: &impl BrokerBench) {
         .unwrap();
     assert_eq!((all.shown, all.removed), (403, 403));
     assert!(kept(broker, RetainedQueue::Dead).await.is_empty());
+}
+
+/// A follower shows every letter, and later only those that came since. It learns of every edit,
+/// and a new follower then shows what is left.
+async fn dead_letters_are_followed(bench: &impl BrokerBench) {
+    let broker = bench.broker();
+    let session = broker.connect().await.unwrap();
+    let publish = async |numbers: std::ops::Range<u32>| {
+        let letters: Vec<_> = numbers.map(|n| dead_letter(n.to_string())).collect();
+        session.publisher().publish(letters).await.unwrap();
+    };
+    let mut follower = broker.follow(RetainedQueue::Dead).await.unwrap();
+    assert_eq!(shown(&mut follower).await, (Followed::All, Vec::new()));
+    publish(0..300).await;
+    let (followed, first) = shown(&mut follower).await;
+    assert_eq!((followed, first), (Followed::All, (0..300).collect()));
+    assert_eq!(shown(&mut follower).await, (Followed::All, Vec::new()));
+    assert_eq!(kept(broker, RetainedQueue::Dead).await.len(), 300);
+    publish(300..301).await;
+    assert_eq!(shown(&mut follower).await, (Followed::All, vec![300]));
+
+    let mut other = broker.follow(RetainedQueue::Dead).await.unwrap();
+    assert_eq!(shown(&mut other).await.1, (0..301).collect::<Vec<_>>());
+    let decide = |message: RetainedMessage| match parse(&message.body) {
+        7 => RetainedEdit::Replace("1007".into()),
+        n if n % 2 == 0 => RetainedEdit::Remove,
+        _ => RetainedEdit::Keep,
+    };
+    broker.edit(RetainedQueue::Dead, decide).await.unwrap();
+    for follower in [&mut follower, &mut other] {
+        assert_eq!(shown(follower).await.0, Followed::Edited);
+    }
+    follower.end().await;
+    other.end().await;
+    let mut anew = broker.follow(RetainedQueue::Dead).await.unwrap();
+    let left: Vec<u32> = (0..301).filter(|n| n % 2 == 1 && *n != 7).collect();
+    let left = left.into_iter().chain([1007]).collect::<Vec<_>>();
+    assert_eq!(shown(&mut anew).await, (Followed::All, left));
+    anew.end().await;
+    session.close().await;
+}
+
+/// What a follower shows, in order and without repeats.
+async fn shown(follower: &mut impl Follower) -> (Followed, Vec<u32>) {
+    let mut numbers = BTreeSet::new();
+    let followed = follower.catch_up(|message| {
+        numbers.insert(parse(&message.body));
+        ControlFlow::Continue(())
+    });
+    (followed.await.unwrap(), numbers.into_iter().collect())
 }
 
 /// Concurrent edits wait for each other: an edit that has succeeded is not undone by one that read

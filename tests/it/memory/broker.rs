@@ -15,8 +15,8 @@ use fanwise::domain::lane::{Lane, Priority};
 use fanwise::domain::schedule::rung;
 use fanwise::domain::waking::Waking;
 use fanwise::ports::{
-    Backlog, BoxFuture, Broker, BrokerError, Consumer, Delivery, EditSummary, EndDelivery, Lost,
-    Outgoing, PublishError, Publisher, RetainedEdit, RetainedMessage, RetainedQueue,
+    Backlog, BoxFuture, Broker, BrokerError, Consumer, Delivery, EditSummary, EndDelivery,
+    Followed, Follower, Lost, Outgoing, PublishError, Publisher, RetainedEdit, RetainedMessage, RetainedQueue,
     RetainedQueues, Route, Session, Source,
 };
 use tokio::sync::watch;
@@ -43,6 +43,8 @@ struct State {
     sessions: BTreeMap<u64, CancellationToken>,
     dead: BTreeMap<u64, RetainedMessage>,
     rejected: BTreeMap<u64, RetainedMessage>,
+    /// How often the retained queues were edited.
+    edits: u64,
     next: u64,
 }
 
@@ -617,6 +619,8 @@ impl MemoryBroker {
 }
 
 impl RetainedQueues for MemoryBroker {
+    type Follower = MemoryFollower;
+
     async fn read(
         &self,
         retained: RetainedQueue,
@@ -635,6 +639,46 @@ impl RetainedQueues for MemoryBroker {
         decide: impl FnMut(RetainedMessage) -> RetainedEdit + Send,
     ) -> Result<EditSummary, BrokerError> {
         let _turn = self.turns[retained as usize].lock().await;
-        Ok(self.walk(retained, decide).await)
+        lock(&self.state).edits += 1;
+        let summary = self.walk(retained, decide).await;
+        lock(&self.state).edits += 1;
+        Ok(summary)
     }
+
+    async fn follow(&self, retained: RetainedQueue) -> Result<MemoryFollower, BrokerError> {
+        Ok(MemoryFollower {
+            broker: self.clone(),
+            retained,
+            next: 0,
+            edits: lock(&self.state).edits,
+        })
+    }
+}
+
+pub(crate) struct MemoryFollower {
+    broker: MemoryBroker,
+    retained: RetainedQueue,
+    next: u64,
+    edits: u64,
+}
+
+impl Follower for MemoryFollower {
+    async fn catch_up(
+        &mut self,
+        mut visit: impl FnMut(RetainedMessage) -> ControlFlow<()> + Send,
+    ) -> Result<Followed, BrokerError> {
+        let mut state = lock(&self.broker.state);
+        for (number, message) in state.retained(self.retained).range(self.next..) {
+            self.next = number + 1;
+            if visit(message.clone()).is_break() {
+                break;
+            }
+        }
+        Ok(match state.edits == self.edits {
+            true => Followed::All,
+            false => Followed::Edited,
+        })
+    }
+
+    async fn end(self) {}
 }
