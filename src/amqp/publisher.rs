@@ -450,6 +450,11 @@ pub(super) fn wire(names: &Names, message: Outgoing) -> Result<Wire, PublishErro
         Route::Job(priority) => (names.exchange("jobs"), priority.as_str().to_owned(), "job"),
         Route::Lane(lane) => (names.exchange("lanes"), lane.to_string(), "slice"),
         Route::Wait { lane, rung } => (names.retry_exchange(rung), lane.to_string(), "slice"),
+        Route::WaitJob { priority, rung } => (
+            names.retry_exchange(rung),
+            priority.as_str().to_owned(),
+            "job",
+        ),
         Route::Dead { app, target } => (
             names.exchange("dead"),
             format!("{app}.{target}"),

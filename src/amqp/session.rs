@@ -26,6 +26,7 @@ use super::moved;
 use super::publisher::{self, RabbitPublisher, Wiring};
 use super::stray;
 use super::topology::Names;
+use crate::domain::lane::Lane;
 use crate::ports::{BrokerError, Lost, Moved, Session, Source};
 
 /// A session with RabbitMQ.
@@ -136,6 +137,14 @@ impl Session for RabbitSession {
     async fn consume(&self, source: Source, prefetch: u16) -> Result<RabbitConsumer, BrokerError> {
         let (stream, origin) = self.receive(self.names.queue(&source), prefetch).await?;
         Ok(RabbitConsumer::new(stream, origin))
+    }
+
+    async fn ready(&self, lane: &Lane) -> Result<u64, BrokerError> {
+        let queue = self.names.queue(&Source::Lane(lane.clone()));
+        let channel = declare::open_channel(&self.dial, &self.consuming).await?;
+        let counts = declare::passive_declare(&self.dial, &channel, &queue).await?;
+        declare::close_channel(&self.dial, &channel).await?;
+        Ok(counts.ready.into())
     }
 
     async fn moved(&self) -> Result<watch::Receiver<Moved>, BrokerError> {

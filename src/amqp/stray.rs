@@ -17,7 +17,8 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::consumer::{Origin, hand_out};
-use crate::ports::{Lost, Moved, Outgoing, PublishError, Publisher, Route};
+use super::wake::way_back;
+use crate::ports::{Lost, Moved, Outgoing, PublishError, Publisher};
 
 /// Strays in work at a time: those whose lane does not exist must not delay the others for long.
 pub(super) const PREFETCH: u16 = 64;
@@ -73,9 +74,9 @@ async fn end(
     let message_id = message_id.map_or_else(String::new, ToString::to_string);
     let delivery = hand_out(stray, origin);
     // What is no lane at all is rejected without a look.
-    if let Ok(lane) = lane.parse() {
+    if let Some(route) = way_back(&lane) {
         let message = Outgoing {
-            route: Route::Lane(lane),
+            route,
             body: delivery.body.clone(),
             message_id,
             traceparent: delivery.traceparent.clone(),

@@ -5,7 +5,7 @@
 //! of messages ([`Names`]) is here too, so that publishing and binding cannot differ.
 //!
 //! Messages that leave the retry ladder go through an exchange of their own, `back`, which leads to
-//! the same lanes. A broker keeps a message that it cannot dead-letter, and 32 of those hold up
+//! the same lanes and jobs. A broker keeps a message that it cannot dead-letter, and 32 of those hold up
 //! their rung for all lanes. So messages for which `back` has no lane go to the strays by its
 //! alternate exchange. A worker publishes them from there to their lane, or rejects them if the
 //! lane still does not exist. The broker does not reject them itself, because a starting broker has
@@ -196,7 +196,7 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
             name: names.queue(&Source::Jobs(priority)),
             purpose: "jobs as producers publish them, until they are cut into slices",
             exchange: names.exchange("jobs"),
-            also: None,
+            also: Some(names.exchange("back")),
             routing_key: priority.as_str().to_owned(),
             arguments: work_arguments(&names),
         });
@@ -345,7 +345,7 @@ fn exchanges(names: &Names) -> Vec<Exchange> {
             ..exchange(
                 names.exchange("back"),
                 Kind::Direct,
-                "from the ladder back to the lanes; the routing key is the lane",
+                "from the ladder back to the lanes and jobs; the routing key is the lane or the priority",
             )
         },
         exchange(

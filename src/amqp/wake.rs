@@ -1,11 +1,11 @@
-//! Takes slices off the retry ladder before their time.
+//! Takes slices and jobs off the retry ladder before their time.
 //!
 //! A queue has no index, so a reader takes every message of a rung, publishes those that are to be
-//! looked at to their lanes, acks them, and returns the others by closing its channel. A returned
+//! looked at to where they came from, acks them, and returns the others by closing its channel. A returned
 //! message keeps its place and its time. The messages that are held meanwhile do not expire: one
 //! reading delays them by about a millisecond per message.
 //!
-//! Only the body and the trace context of a message go to its lane, as with strays.
+//! Only the body and the trace context of a message go there, as with strays.
 
 use fanwise_net::amqp::{AmqpError, Dial};
 use lapin::options::BasicAckOptions;
@@ -15,13 +15,12 @@ use super::admin::QueueReader;
 use super::declare::{self, open_channel, passive_declare};
 use super::publisher::{Wire, wire};
 use super::topology::Names;
-use crate::domain::lane::Lane;
 use crate::domain::schedule::RUNGS;
 use crate::domain::waking::Waking;
 use crate::ports::{Outgoing, Route};
 
-/// Moves the messages that `waking` takes from all rungs but the shortest to their lanes. Returns
-/// how many there were.
+/// Moves the messages that `waking` takes from all rungs but the shortest to where they came from.
+/// Returns how many there were.
 pub(super) async fn wake(dial: &Dial, names: &Names, waking: &Waking) -> Result<u64, AmqpError> {
     let mut woken = 0;
     for queue in waiting(dial, names).await? {
@@ -59,12 +58,12 @@ async fn of_rung(
         let Some(delivery) = reader.get().await? else {
             break;
         };
-        let lane = delivery.routing_key.as_str().parse();
-        let Some(lane) = lane.ok().filter(|_| waking.takes(&delivery.data)) else {
+        let origin = way_back(delivery.routing_key.as_str());
+        let Some(route) = origin.filter(|_| waking.takes(&delivery.data)) else {
             continue;
         };
         let acker = delivery.acker.clone();
-        if forward(&reader, names, lane, delivery).await? {
+        if forward(&reader, names, route, delivery).await? {
             let acked = acker.ack(BasicAckOptions::default());
             dial.ask("remove a message".to_owned(), acked).await?;
             woken += 1;
@@ -74,18 +73,24 @@ async fn of_rung(
     Ok(woken)
 }
 
-/// Publishes a message to its lane. Returns whether it is there; if not, it stays on its rung.
+/// Where a message goes that leaves the ladder with this routing key.
+pub(super) fn way_back(routing_key: &str) -> Option<Route> {
+    let lane = routing_key.parse().ok().map(Route::Lane);
+    lane.or_else(|| routing_key.parse().ok().map(Route::Job))
+}
+
+/// Publishes a message to where it came from. Returns whether it is there; if not, it stays on its rung.
 async fn forward(
     reader: &QueueReader<'_>,
     names: &Names,
-    lane: Lane,
+    route: Route,
     delivery: lapin::message::Delivery,
 ) -> Result<bool, AmqpError> {
     let properties = &delivery.properties;
     let headers = properties.headers().as_ref();
     let trace = headers.and_then(|it| it.inner().get("traceparent"));
     let message = Outgoing {
-        route: Route::Lane(lane.clone()),
+        route,
         message_id: properties
             .message_id()
             .as_ref()
@@ -99,13 +104,13 @@ async fn forward(
     let Ok(wire) = wire(names, message) else {
         return Ok(false);
     };
-    let what = format!("publish to lane {lane}");
     let Wire {
         exchange,
         routing_key,
         properties,
         body,
     } = wire;
+    let what = format!("publish to {routing_key}");
     reader
         .publish(what, exchange, routing_key, &body, properties)
         .await

@@ -178,6 +178,7 @@ pub(super) fn context<S: Store>(
         slice_recipients: worker.slice_recipients,
         slice_concurrency: worker.slice_concurrency,
         small_job_concurrency: worker.small_job_concurrency,
+        lane_slices_max: worker.lane_slices_max,
         lease: config.ledger.lease,
         slice_time_max: worker.slice_time_max,
         attempts_max: config.retry.attempts_max,

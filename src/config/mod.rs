@@ -144,6 +144,9 @@ pub struct WorkerConfig {
     pub slice_concurrency: usize,
     /// `small_job_concurrency`: additional places for small jobs, per target. Default 4; 1 to 256.
     pub small_job_concurrency: usize,
+    /// `lane_slices_max`: if so many slices wait on a lane, further lists for it are not cut; their
+    /// jobs wait as they came. Default 20000; 1 to 1000000.
+    pub lane_slices_max: u64,
     /// `slice_time_max`: how long a delivery works on one slice before the rest goes to the end of
     /// its lane. Default 1m; 1s to 10m.
     pub slice_time_max: Duration,

@@ -109,6 +109,7 @@ fn read_worker(mut section: Section, findings: &mut Findings) -> WorkerConfig {
         slice_concurrency: section.integer("slice_concurrency", 8, 1..=256, findings) as usize,
         small_job_concurrency: section.integer("small_job_concurrency", 4, 1..=256, findings)
             as usize,
+        lane_slices_max: section.integer("lane_slices_max", 20_000, 1..=1_000_000, findings),
         slice_time_max: section.duration("slice_time_max", MINUTE, SECOND..=10 * MINUTE, findings),
         drain_deadline: section.duration(
             "drain_deadline",

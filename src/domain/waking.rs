@@ -1,5 +1,5 @@
-//! Names the slices on the retry ladder that are to be looked at now, because a directive about
-//! them changed.
+//! Names the slices and jobs on the retry ladder that are to be looked at now, because a directive
+//! about them changed.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -16,11 +16,18 @@ pub struct Waking {
     names: [HashSet<String>; Scope::ALL.len()],
 }
 
-/// What a slice says of the subjects that it belongs to.
+/// What a message says of the subjects that it belongs to: a slice in its head, a job in its own
+/// fields.
 #[derive(Deserialize)]
 struct Waiting<'a> {
-    #[serde(borrow)]
-    head: Owners<'a>,
+    #[serde(borrow, default)]
+    head: Option<Owners<'a>>,
+    #[serde(borrow, default)]
+    client_msg_no: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    app: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    target: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize)]
@@ -93,13 +100,27 @@ impl Waking {
         self.names.iter().all(HashSet::is_empty)
     }
 
-    /// Whether a message on the retry ladder is such a slice.
+    /// Whether a message on the retry ladder is such a slice or job. A job that leaves its target
+    /// to the configuration may belong to any.
     pub fn takes(&self, body: &[u8]) -> bool {
-        let Ok(Waiting { head }) = serde_json::from_slice::<Waiting<'_>>(body) else {
+        let Ok(waiting) = serde_json::from_slice::<Waiting<'_>>(body) else {
             return false;
         };
         let [targets, apps, jobs, _] = &self.names;
-        jobs.contains(&*head.id) || apps.contains(&*head.app) || targets.contains(&*head.target)
+        if let Some(head) = waiting.head {
+            return jobs.contains(&*head.id)
+                || apps.contains(&*head.app)
+                || targets.contains(&*head.target);
+        }
+        let Some(key) = waiting.client_msg_no else {
+            return false;
+        };
+        let app = waiting.app.as_deref().unwrap_or("default");
+        let target_is_named = match waiting.target {
+            Some(target) => targets.contains(&*target),
+            None => !targets.is_empty(),
+        };
+        target_is_named || apps.contains(app) || jobs.contains(&JobId::of(app, &key).to_string())
     }
 }
 
@@ -166,10 +187,37 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_waits_is_known_by_its_own_fields() {
+        let of = |subject: Subject| {
+            let mut waking = Waking::default();
+            waking.add(&subject);
+            waking
+        };
+        let job = |text: &str| text.as_bytes().to_vec();
+        let full =
+            job(r#"{"client_msg_no":"m","app":"shop","target":"im","audience":{"users":["a"]}}"#);
+        let short = job(r#"{"client_msg_no":"m"}"#);
+        let id = |app: &str| JobId::of(app, "m").to_string();
+        for (subject, takes_full, takes_short) in [
+            (Subject::new(Scope::Target, "im"), true, true),
+            (Subject::new(Scope::Target, "other"), false, true),
+            (Subject::new(Scope::App, "shop"), true, false),
+            (Subject::new(Scope::App, "default"), false, true),
+            (Subject::new(Scope::Job, id("shop")), true, false),
+            (Subject::new(Scope::Job, id("default")), false, true),
+        ] {
+            let waking = of(subject);
+            assert_eq!(waking.takes(&full), takes_full, "{waking:?}");
+            assert_eq!(waking.takes(&short), takes_short, "{waking:?}");
+        }
+    }
+
+    #[test]
     fn what_is_no_slice_is_left_alone() {
         let mut waking = Waking::default();
         waking.add(&Subject::new(Scope::Target, "im"));
-        for body in [&b""[..], b"{}", b"null", br#"{"head":{"id":1}}"#] {
+        let notice = br#"{"v":1,"id":"n","app":"shop","url":"u","lane":"im.notices"}"#;
+        for body in [&b""[..], b"{}", b"null", br#"{"head":{"id":1}}"#, notice] {
             assert!(!waking.takes(body));
         }
         assert!(waking.takes(&slice("j1", "shop", "im")));

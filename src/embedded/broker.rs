@@ -15,6 +15,7 @@ use super::deliveries::Handed;
 use super::disk::StorageError;
 use super::tables::{self, Message, With};
 use super::writer::WriteContext;
+use crate::domain::lane::Lane;
 use crate::domain::schedule::rung;
 use crate::domain::trace::traceparent;
 use crate::domain::waking::Waking;
@@ -146,6 +147,17 @@ impl Session for EmbeddedSession {
         })
     }
 
+    async fn ready(&self, lane: &Lane) -> Result<u64, BrokerError> {
+        let refused = |error| BrokerError::Refused {
+            what: "count the slices of a lane".to_owned(),
+            source: Box::new(error),
+        };
+        let depths = self.engine.depths().await.map_err(refused)?;
+        let queue = tables::lane_queue(lane);
+        let depth = depths.iter().find(|depth| depth.queue == queue);
+        Ok(depth.map_or(0, |depth| depth.ready))
+    }
+
     fn lost(&self) -> CancellationToken {
         self.lost.clone()
     }
@@ -196,6 +208,10 @@ impl Publisher for EmbeddedPublisher {
                 Route::Wait { lane, rung: delay } => {
                     To::Wait(self.queue(&tables::lane_queue(lane))?, rung(*delay))
                 }
+                Route::WaitJob {
+                    priority,
+                    rung: delay,
+                } => To::Wait(self.queue(&tables::jobs_queue(*priority))?, rung(*delay)),
                 Route::Dead { .. } => To::Dead,
                 // The ledger is in the same file as the messages and cannot be older than they are.
                 Route::Sequence => continue,

@@ -584,6 +584,10 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError>
         waited_at_ms: row.waited_at_ms,
         // An entered job is one submission.
         submissions: if row.entered { 1 } else { row.submissions },
+        uncut: match row.entered {
+            true => 0,
+            false => row.submissions.saturating_sub(row.expanded),
+        },
         shape: shape(&row),
         sender: row.sender,
         window: row.window,

@@ -21,8 +21,9 @@ pub trait Broker: Clone + Send + Sync + 'static {
     /// ladder do not count.
     fn backlog(&self) -> impl Future<Output = Result<Backlog, BrokerError>> + Send;
 
-    /// Moves the slices that wait on the retry ladder and that `waking` takes back to their lanes.
-    /// Returns how many there were. Slices that are put on the ladder meanwhile may stay there.
+    /// Moves the slices and jobs that wait on the retry ladder and that `waking` takes back to where
+    /// they came from. Returns how many there were. What is put on the ladder meanwhile may stay
+    /// there.
     fn wake(&self, waking: &Waking) -> impl Future<Output = Result<u64, BrokerError>> + Send;
 
     /// Opens one session and declares what it needs. After an error the caller backs off and tries
@@ -42,6 +43,9 @@ pub trait Session: Send + Sync + 'static {
     type Publisher: Publisher;
 
     fn publisher(&self) -> Self::Publisher;
+
+    /// Counts the slices of a lane that can be handed out now.
+    fn ready(&self, lane: &Lane) -> impl Future<Output = Result<u64, BrokerError>> + Send;
 
     /// Starts to consume from a source, with at most `prefetch` unacked deliveries.
     fn consume(
@@ -202,6 +206,8 @@ pub enum Route {
     Lane(Lane),
     /// A slice that returns to its lane after a rung of `domain::schedule::RUNGS`.
     Wait { lane: Lane, rung: Duration },
+    /// A job that returns to the jobs of its priority after a rung.
+    WaitJob { priority: Priority, rung: Duration },
     /// A dead letter; the routing key is `<app>.<target>`.
     Dead { app: String, target: String },
     /// A job event, `<app>.<event>`. The only route that may lead to no queue: events need no

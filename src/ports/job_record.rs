@@ -67,6 +67,10 @@ pub struct JobRecord {
     #[serde(default, skip_serializing_if = "crate::json::is_zero")]
     pub reopened: u64,
     pub submissions: u64,
+    /// Lists of the job that are not cut into slices yet, because its target is parked, paused or far
+    /// behind.
+    #[serde(default, skip_serializing_if = "crate::json::is_zero")]
+    pub uncut: u64,
     pub shape: Shape,
     /// Features that the target does not support and that the job goes on without.
     pub warnings: Vec<String>,

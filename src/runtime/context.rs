@@ -55,6 +55,8 @@ pub struct Settings {
     pub slice_concurrency: usize,
     /// Slices of the express lane in delivery at a time, per target.
     pub small_job_concurrency: usize,
+    /// Slices that wait on a lane before no further list is cut for it.
+    pub lane_slices_max: u64,
     /// How long a claim lasts without a renewal. It is longer than any call.
     pub lease: Duration,
     /// How long one delivery may work on a slice. The rest then goes to the end of its lane.

@@ -7,9 +7,14 @@
 //! Reading and cutting a list of 100,000 takes tens of milliseconds of CPU, so a large job is
 //! handled on a blocking thread. Besides the message itself it holds some fifty bytes per
 //! recipient, and one batch of slices that are being published.
+//!
+//! A list is not cut while its target is parked or paused, or while many slices wait on its lane. The
+//! job is accepted, and then waits as it came on the retry ladder, which brings it back to its queue.
+//! So what waits for a target has a bound in slices, and jobs for other targets are taken.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
@@ -24,20 +29,22 @@ use crate::clock::{self, now_ms};
 use crate::domain::accounts::Accounts;
 use crate::domain::announce::EventKind;
 use crate::domain::audience::Member;
+use crate::domain::directive::{Go, Kind};
 use crate::domain::fallback::ForFallback;
 use crate::domain::ids::{Fingerprinter, JobId, SliceId};
 use crate::domain::job::{self, Job};
 use crate::domain::lane::{EXPRESS_RECIPIENTS_MAX, Lane, LaneClass, Priority};
 use crate::domain::message::Content;
 use crate::domain::message_id::KeepsIds;
+use crate::domain::schedule::{LOOK_AGAIN_MAX, RUNGS, rung};
 use crate::domain::slice::{
     Cut, Cutter, Enumeration, Head, Shape, Slice, Together, Unrecorded, slice_recipients,
 };
 use crate::json;
 use crate::metrics::{JobResult, LedgerStep};
 use crate::ports::{
-    Accepted, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route, Store, Submission,
-    Transport, Unassigned,
+    Accepted, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route, Scope, Session,
+    Store, Submission, Transport, Unassigned,
 };
 use crate::runtime::context::{Context, RECONNECT};
 use crate::runtime::traces::{Span, SpanKind};
@@ -55,7 +62,8 @@ const BATCH_SLICES: usize = 16;
 const ALL_EXPECTED: u64 = 100_000;
 
 /// Takes jobs of one priority until the session ends.
-pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
+pub(super) async fn intake<B: Session, S: Store, T: Transport, P: Publisher>(
+    broker: Arc<B>,
     session: Arc<WorkerSession<S, T, P>>,
     priority: Priority,
     mut jobs: impl Consumer,
@@ -76,7 +84,7 @@ pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
             biased;
             Some(()) = taken.next(), if !taken.is_empty() => {}
             next = session.halt.run_until_cancelled(next) => match next.flatten() {
-                Some(delivery) => taken.push(take(&session, priority, &large, &direct, delivery)),
+                Some(delivery) => taken.push(take(&broker, &session, priority, &large, &direct, delivery)),
                 None => break,
             },
         }
@@ -88,7 +96,8 @@ pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
     }
 }
 
-async fn take<S: Store, T: Transport, P: Publisher>(
+async fn take<B: Session, S: Store, T: Transport, P: Publisher>(
+    broker: &Arc<B>,
     session: &Arc<WorkerSession<S, T, P>>,
     priority: Priority,
     large: &Semaphore,
@@ -99,15 +108,17 @@ async fn take<S: Store, T: Transport, P: Publisher>(
     let from = delivery.traceparent.as_deref();
     let span = session.context.tracer.begin(from, SpanKind::Intake);
     let expansion = Expansion {
+        broker: Arc::clone(broker),
         session: Arc::clone(session),
+        priority,
+        body: delivery.body.clone(),
         traceparent: match &span {
             Some(span) => Some(span.traceparent()),
             None => delivery.traceparent.clone(),
         },
         direct: (!is_large && !delivery.redelivered).then(|| Arc::clone(direct)),
     };
-    let body = delivery.body.clone();
-    let expanding = async move { expansion.expand(&body, priority, span).await };
+    let expanding = async move { expansion.expand(span).await };
     let handled = if is_large {
         // It is never closed.
         let _turn = large.acquire().await.ok();
@@ -127,6 +138,9 @@ async fn take<S: Store, T: Transport, P: Publisher>(
             if delivery.ack().await.is_ok() {
                 session.context.metrics.job(result);
             }
+        }
+        IntakeEnd::Waits => {
+            let _ = delivery.ack().await;
         }
         IntakeEnd::Requeue => {
             let _ = delivery.requeue().await;
@@ -161,18 +175,36 @@ async fn refuse<S: Store, T, P: Publisher>(
 
 enum IntakeEnd {
     Taken(JobResult),
+    /// It still waits to be cut.
+    Waits,
     Requeue,
     Refused(JobResult, String),
 }
 
-/// Whether the event of a submission went out with its slices.
-enum Announced {
-    Yes,
-    No,
+/// Whether a job is refused by the configuration of this worker, and not by an earlier job.
+fn is_of_config(end: &IntakeEnd) -> bool {
+    matches!(end, IntakeEnd::Refused(JobResult::Rejected, _))
 }
 
-struct Expansion<S, T, P> {
+/// What became of a submission.
+enum SentOut {
+    /// Its slices are published, together with its event.
+    Announced,
+    /// Its slices are published, without an event.
+    Silent,
+    /// It waits to be cut, and is announced.
+    Aside,
+}
+
+/// How long a job whose lane is full waits before it looks again: a full lane takes longer.
+const FULL_LANE_WAIT: Duration = RUNGS[2];
+
+struct Expansion<B, S, T, P> {
+    broker: Arc<B>,
     session: Arc<WorkerSession<S, T, P>>,
+    /// The queue of the job.
+    priority: Priority,
+    body: Bytes,
     traceparent: Option<String>,
     /// None for a job that was handed out before, since its delivery did not end, and for a large
     /// one, which must not keep the turn of large jobs until its last answer.
@@ -198,7 +230,7 @@ impl From<NotDelivered> for IntakeEnd {
 }
 
 /// The same admission as at every endpoint.
-impl<S: Store, T: Transport, P: Publisher> Admission for Expansion<S, T, P> {
+impl<B: Session, S: Store, T: Transport, P: Publisher> Admission for Expansion<B, S, T, P> {
     type Rules = Context<S, T>;
     type Store = S;
     type Transport = T;
@@ -229,29 +261,22 @@ impl<S: Store, T: Transport, P: Publisher> Admission for Expansion<S, T, P> {
     }
 }
 
-impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
-    async fn expand(&self, body: &Bytes, priority: Priority, mut span: Option<Span>) -> IntakeEnd {
-        let end = self.expand_in(body, priority, &mut span).await;
+impl<B: Session, S: Store, T: Transport, P: Publisher> Expansion<B, S, T, P> {
+    async fn expand(&self, mut span: Option<Span>) -> IntakeEnd {
+        let end = self.expand_in(&mut span).await;
         if let (Some(span), IntakeEnd::Refused(_, reason)) = (&mut span, &end) {
             span.failed(reason);
         }
         end
     }
 
-    async fn expand_in(
-        &self,
-        body: &Bytes,
-        priority: Priority,
-        span: &mut Option<Span>,
-    ) -> IntakeEnd {
+    async fn expand_in(&self, span: &mut Option<Span>) -> IntakeEnd {
         let context = &*self.session.context;
-        let job = match Job::parse(body, Some(priority), context, clock::now()) {
+        let job = match Job::parse(&self.body, Some(self.priority), context, clock::now()) {
             Ok(job) => job,
             Err(problems) => {
-                if let Some(job) = Job::named(body) {
-                    self.withdraw(job).await;
-                }
-                return Refused::Problems(problems).into();
+                let named = Job::named(&self.body);
+                return self.refuse(named, Refused::Problems(problems).into()).await;
             }
         };
         if let Some(span) = span {
@@ -260,11 +285,35 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             span.text("fanwise.job", job.head.id.to_string());
             span.text("fanwise.client_msg_no", &*job.head.client_msg_no);
         }
-        let end = self.expand_job(&job).await;
-        if matches!(end, IntakeEnd::Refused(..)) {
-            self.withdraw(job.head.id).await;
+        match self.expand_job(&job).await {
+            refused @ IntakeEnd::Refused(..) => self.refuse(Some(job.head.id), refused).await,
+            end => end,
         }
-        end
+    }
+
+    /// Ends a job that cannot be taken. One that was accepted and waits to be cut is kept: the
+    /// configuration has changed since, and may change back, as slices wait for a target that is not
+    /// configured any more.
+    async fn refuse(&self, job: Option<JobId>, refused: IntakeEnd) -> IntakeEnd {
+        let Some(job) = job else { return refused };
+        let context = &*self.session.context;
+        let record = context
+            .try_step(LedgerStep::Look, context.store.job(job))
+            .await;
+        match record {
+            Err(_) => return IntakeEnd::Requeue,
+            Ok(Some(record)) if record.uncut > 0 && is_of_config(&refused) => {}
+            Ok(_) => {
+                self.withdraw(job).await;
+                return refused;
+            }
+        }
+        context.note_waiting(job).await;
+        let message = self.waiting(job.to_string(), LOOK_AGAIN_MAX);
+        match self.send(vec![message]).await {
+            Ok(()) => IntakeEnd::Waits,
+            Err(Lost) => IntakeEnd::Requeue,
+        }
     }
 
     /// The endpoint that accepted a refused job may have entered it in the ledger. Not repeated:
@@ -347,19 +396,18 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             ..submission
         };
         let published = self.send_out(job, resolved, &submission, result);
-        let announced = match published.await {
-            Ok(announced) => announced,
+        let sent_out = match published.await {
+            Ok(sent_out) => sent_out,
             Err(end) => return end,
         };
-        if submission.expanded
-            && result != JobResult::Repeated
-            && matches!(announced, Announced::Yes)
-        {
-            return IntakeEnd::Taken(result);
-        }
-        let announce = match announced {
-            Announced::Yes => None,
-            Announced::No => Some(result),
+        let announce = match sent_out {
+            SentOut::Aside if result == JobResult::Repeated => return IntakeEnd::Waits,
+            SentOut::Aside => return IntakeEnd::Taken(result),
+            SentOut::Announced if submission.expanded && result != JobResult::Repeated => {
+                return IntakeEnd::Taken(result);
+            }
+            SentOut::Announced => None,
+            SentOut::Silent => Some(result),
         };
         let expanded = self.expanded(&job.head, &submission.submission, announce);
         match expanded.await {
@@ -400,13 +448,13 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         resolved: Resolved,
         submission: &Submission,
         result: JobResult,
-    ) -> Result<Announced, IntakeEnd> {
+    ) -> Result<SentOut, IntakeEnd> {
         let lost = |Lost| IntakeEnd::Requeue;
         if job.is_for_all() {
             // The head keeps the template's name: the parts of the job are resolved like the job
             // itself.
             self.ask_for_all(job, submission).await.map_err(lost)?;
-            return Ok(Announced::No);
+            return Ok(SentOut::Silent);
         }
         let head = self.ruled(&job.head, resolved, submission.template);
         let head = head.await?;
@@ -419,7 +467,96 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             };
             announcement(EventKind::Accepted, &(&job.head).into(), accounts)
         });
-        self.publish(job, &head, submission, event).await
+        let lane = self.lane(job, job.entries as u64).await.map_err(lost)?;
+        match self.waits(job, &lane).await {
+            Some(wait) => self.set_aside(job, wait, result).await.map_err(lost),
+            None => self.publish(job, &head, submission, lane, event).await,
+        }
+    }
+
+    /// How long a list waits before it is cut into slices for its lane; none if it is cut now. A
+    /// list that becomes one slice takes no more as a slice than as a job. A list that is over is cut,
+    /// so that its recipients get their outcomes.
+    async fn waits(&self, job: &Job<'_>, lane: &Lane) -> Option<Duration> {
+        if lane.is_of_small_jobs() {
+            return None;
+        }
+        let (context, head, now) = (&*self.session.context, &job.head, now_ms());
+        let (control, is_paused) = {
+            let directives = context.directives();
+            let board = directives.borrow();
+            let names = [&*head.target, &*head.app, &head.id.to_string()];
+            let pause = board.find(Scope::Target, &head.target, Kind::Pause, now);
+            (board.control(names, now), pause.is_some())
+        };
+        let (_, expires_at) = control.times(head);
+        let ends_in = match control.go {
+            Go::Cancelled => Some(0),
+            Go::Wait(_) | Go::On => expires_at.map(|at| at.saturating_sub(now)),
+        };
+        let ends_in = ends_in.map_or(Duration::MAX, Duration::from_millis);
+        if ends_in.is_zero() {
+            return None;
+        }
+        let wait = match (context.parked_for(&head.target), control.go) {
+            (Some(left), _) => left,
+            (None, Go::Wait(wait)) if is_paused => wait,
+            _ if self.is_full(lane).await => FULL_LANE_WAIT,
+            _ => return None,
+        };
+        Some(wait.min(ends_in))
+    }
+
+    /// Whether so many slices wait on a lane that it gets no further ones. A broker that does not
+    /// say is not asked again: the publish comes next.
+    async fn is_full(&self, lane: &Lane) -> bool {
+        let ready = self.broker.ready(lane).await;
+        ready.is_ok_and(|ready| ready >= self.session.context.settings.lane_slices_max)
+    }
+
+    /// The job as it came, on its way to the retry ladder.
+    fn waiting(&self, message_id: String, wait: Duration) -> Outgoing {
+        Outgoing {
+            route: Route::WaitJob {
+                priority: self.priority,
+                rung: rung(wait),
+            },
+            body: self.body.clone(),
+            message_id,
+            traceparent: self.traceparent.clone(),
+        }
+    }
+
+    /// Puts a job on the retry ladder as it came, and announces it if it is new.
+    async fn set_aside(
+        &self,
+        job: &Job<'_>,
+        wait: Duration,
+        result: JobResult,
+    ) -> Result<SentOut, Lost> {
+        let context = &*self.session.context;
+        context.note_waiting(job.head.id).await;
+        let name = format!("{}/{}", job.head.id, job.submission);
+        let mut messages = vec![self.waiting(name, wait)];
+        if result == JobResult::Repeated {
+            self.send(messages).await?;
+            return Ok(SentOut::Aside);
+        }
+        let lost = self.session.lost.cancelled();
+        let read = || context.store.job(job.head.id);
+        let record = context.step(LedgerStep::Look, lost, read).await;
+        let accounts = match record.map_err(|_| Lost)? {
+            Some(record) => record.accounts,
+            None => Accounts::default(),
+        };
+        messages.push(announcement(
+            EventKind::Accepted,
+            &(&job.head).into(),
+            accounts,
+        ));
+        self.send(messages).await?;
+        self.accepted(&job.head, result, accounts.total);
+        Ok(SentOut::Aside)
     }
 
     /// Repeats a request to the ledger until it has a verdict, since the ledger may be down. What
@@ -514,7 +651,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             now_ms: now_ms(),
             warnings,
             template: None,
-            expanded: entries > 0,
+            // A longer list may wait before it is cut.
+            expanded: (1..=EXPRESS_RECIPIENTS_MAX as u64).contains(&entries),
         }
     }
 
@@ -593,15 +731,15 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         job: &Job<'_>,
         head: &Arc<Head>,
         submission: &Submission,
+        lane: Lane,
         event: Option<Outgoing>,
-    ) -> Result<Announced, IntakeEnd> {
+    ) -> Result<SentOut, IntakeEnd> {
         let lost = |Lost| IntakeEnd::Requeue;
         let context = &*self.session.context;
         let settings = &context.settings;
         let fingerprinter = Fingerprinter::new(&settings.fingerprint_secret, job.head.id);
         let mut cutter = Cutter::new(fingerprinter, job.entries);
         job.for_each_recipient(|recipient| cutter.push(recipient));
-        let lane = self.lane(job, job.entries as u64).await.map_err(lost)?;
         let together = job::together(&job.part);
         let mut batch = Vec::with_capacity(BATCH_SLICES);
         let (name, shape) = (&submission.submission, submission.shape);
@@ -613,7 +751,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         }
         let Some(event) = event else {
             self.send(batch).await.map_err(lost)?;
-            return Ok(Announced::No);
+            return Ok(SentOut::Silent);
         };
         match self.direct_place(job, &lane, &batch).await {
             Some((direct, place)) => {
@@ -634,7 +772,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
                 self.accepted(&job.head, JobResult::Accepted, submission.entries);
             }
         }
-        Ok(Announced::Yes)
+        Ok(SentOut::Announced)
     }
 
     /// A place to deliver a small job at once, if its only slice is due and a place is free.

@@ -175,7 +175,8 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
                 .consume(Source::Jobs(priority), JOBS_PREFETCH)
                 .await?;
             let (work, direct) = (Arc::clone(&work), Arc::clone(&direct));
-            tasks.spawn(intake::intake(work, priority, jobs, direct));
+            let broker = Arc::clone(&session);
+            tasks.spawn(intake::intake(broker, work, priority, jobs, direct));
         }
         tasks.spawn({
             let (work, broker) = (Arc::clone(&work), self.broker.clone());

@@ -60,6 +60,10 @@ impl Session for BrokenSession {
         Nowhere
     }
 
+    async fn ready(&self, _: &Lane) -> Result<u64, BrokerError> {
+        Ok(0)
+    }
+
     async fn consume(&self, _: Source, _: u16) -> Result<BrokenConsumer, BrokerError> {
         Ok(BrokenConsumer {
             panics: true,
@@ -109,6 +113,7 @@ fn settings() -> Settings {
         slice_recipients: 1,
         slice_concurrency: 1,
         small_job_concurrency: 1,
+        lane_slices_max: 1000,
         lease: Duration::from_secs(20),
         slice_time_max: Duration::from_secs(60),
         attempts_max: 1,

@@ -1,4 +1,4 @@
-//! Brings slices back from the retry ladder as soon as a directive about them changes.
+//! Brings slices and jobs back from the retry ladder as soon as a directive about them changes.
 //!
 //! A slice that waits looks at the directives when its time on the ladder is over, which may be half
 //! an hour later. So each worker compares the directives before and after a change, and asks the

@@ -1,6 +1,6 @@
 //! Publishes jobs of one recipient, one after the other at a fixed pace whatever becomes of them, and
 //! prints how long each took from before its publish to its receipt at the sink, in milliseconds. Or
-//! publishes jobs of several recipients as fast as the broker confirms them.
+//! publishes jobs of several recipients, or dead letters, as fast as the broker confirms them.
 
 #![allow(
     clippy::disallowed_methods,
@@ -25,7 +25,7 @@ struct Args {
     /// URL of the broker
     #[arg(long)]
     amqp: String,
-    /// Exchange of jobs
+    /// Exchange of jobs, or of dead letters
     #[arg(long)]
     exchange: String,
     /// Target of the jobs
@@ -42,6 +42,44 @@ struct Args {
     /// Jobs of this many recipients, named like those of a list, instead of probes; prints nothing
     #[arg(long)]
     users: Option<usize>,
+    /// Dead letters about one recipient each instead of jobs; prints nothing
+    #[arg(long, conflicts_with = "users")]
+    letters: bool,
+}
+
+impl Args {
+    /// The routing key and the body of a message.
+    fn message(&self, run: u64, number: usize) -> (String, serde_json::Value) {
+        if self.letters {
+            return (format!("default.{}", self.target), self.letter(run, number));
+        }
+        let users = match self.users {
+            Some(size) => (number * size..(number + 1) * size)
+                .map(|user| format!("u{user:07}"))
+                .collect(),
+            None => vec![format!("s{number:07}")],
+        };
+        let job = serde_json::json!({
+            "v": 1, "client_msg_no": format!("probe-{run}-{number}"), "target": self.target,
+            "audience": {"users": users},
+            "message": {"type": "text", "text": "hello"},
+        });
+        ("normal".to_owned(), job)
+    }
+
+    fn letter(&self, run: u64, number: usize) -> serde_json::Value {
+        // A thousand letters of each job.
+        let key = format!("probe-{run}-{}", number / 1000);
+        let at = "2026-11-29T10:00:00Z";
+        serde_json::json!({
+            "v": 1, "job": format!("{:024x}", (number / 1000) as u128 * 0x9E37_79B9_7F4A_7C15), "app": "default",
+            "client_msg_no": key, "target": self.target, "slice": "s/0",
+            "message": {"type": "text", "text": "hello"}, "options": {},
+            "first_attempt_at": at, "last_attempt_at": at,
+            "recipients": [{"recipient": format!("user-{number:012}"), "outcome": "failed",
+                "class": "permanent", "code": "410", "text": "gone", "attempts": 1}],
+        })
+    }
 }
 
 /// Jobs published and not yet confirmed at a time.
@@ -71,35 +109,25 @@ async fn main() -> anyhow::Result<()> {
         {
             confirmed(confirm).await?;
         }
-        let users = match args.users {
-            Some(size) => (number * size..(number + 1) * size)
-                .map(|user| format!("u{user:07}"))
-                .collect(),
-            None => vec![format!("s{number:07}")],
-        };
-        let job = serde_json::json!({
-            "v": 1, "client_msg_no": format!("probe-{run}-{number}"), "target": args.target,
-            "audience": {"users": users},
-            "message": {"type": "text", "text": "hello"},
-        });
+        let (key, message) = args.message(run, number);
         published.push(now_us());
         let options = BasicPublishOptions {
             mandatory: true,
             ..BasicPublishOptions::default()
         };
         let properties = BasicProperties::default().with_delivery_mode(2);
-        let body = job.to_string().into_bytes();
+        let body = message.to_string().into_bytes();
         let exchange = args.exchange.as_str();
         confirms.push_back(
             channel
-                .basic_publish(exchange.into(), "normal".into(), options, &body, properties)
+                .basic_publish(exchange.into(), key.into(), options, &body, properties)
                 .await?,
         );
     }
     for confirm in confirms {
         confirmed(confirm).await?;
     }
-    if args.users.is_some() {
+    if args.users.is_some() || args.letters {
         return Ok(());
     }
     ask(

@@ -61,6 +61,8 @@ mod memory;
 mod mixed;
 /// Metrics, rules and dashboards, read by Prometheus and its tools.
 mod monitoring;
+/// Lists for a target that cannot take them, which wait until it can.
+mod not_cut;
 /// Notices about the end of a job, over HTTP and over AMQP.
 mod notice;
 /// All steering in one test: what an operator does while everything happens at once.

@@ -236,6 +236,7 @@ pub(crate) fn settings(plan: &Plan) -> Settings {
         slice_recipients: plan.slice_recipients,
         slice_concurrency: 2,
         small_job_concurrency: 2,
+        lane_slices_max: 20_000,
         lease: LEASE,
         slice_time_max: Duration::from_secs(5),
         attempts_max: plan.attempts_max,

@@ -10,7 +10,7 @@ export const CHINESE = {
   'HTTP interface': 'HTTP 接口', 'Loading…': '加载中…', 'The server cannot be reached.': '无法连接服务器。', 'Trying again…': '正在重试…',
   // states and outcomes
   'accepted': '已接收', 'running': '发送中', 'completed': '已完成', 'cancelled': '已取消', 'scheduled': '等待开始', 'outside its hours': '不在发送时段', 'paused': '已暂停', 'parked': '已停靠',
-  'ledger away': '账本不可用', 'broker away': '消息队列不可用', 'no worker': '没有 worker', 'no target': '没有目标', 'moving': '正常', 'failed': '失败', 'uncertain': '不确定', 'expired': '已过期', 'capped': '已达频次上限',
+  'ledger away': '账本不可用', 'broker away': '消息队列不可用', 'no worker': '没有 worker', 'no target': '没有目标', 'not cut yet': '尚未切分', 'moving': '正常', 'failed': '失败', 'uncertain': '不确定', 'expired': '已过期', 'capped': '已达频次上限',
   'duplicate': '重复', 'sent': '已发送', 'pending': '待处理', 'not seen': '未见', 'claimed': '处理中', 'in doubt': '存疑', 'dead': '死信', 'warning': '警告',
   'works': '正常', 'does not work': '异常', 'recipients': '位接收者',
   // jobs

@@ -93,6 +93,7 @@ const STATES = {
   broker: ['bad', () => t('broker away')],
   no_worker: ['bad', () => t('no worker')],
   no_target: ['bad', () => t('no target')],
+  not_cut: ['soft', () => t('not cut yet')],
   failed: ['bad', () => t('failed')],
   uncertain: ['warn', () => t('uncertain')],
   expired: ['soft', () => t('expired')],

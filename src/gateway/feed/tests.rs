@@ -28,6 +28,7 @@ fn record(key: &str, sent: u64, completed: bool) -> JobRecord {
         lost: 0,
         reopened: 0,
         submissions: 1,
+        uncut: 0,
         shape: Shape { buckets: 1 },
         warnings: Vec::new(),
         sender: None,

@@ -60,6 +60,8 @@ pub enum Cause {
     /// No recipient gets an outcome, and no slice of it is at a worker: retries wait for their time,
     /// or its slices are behind others on their lane.
     Waiting,
+    /// Lists of it are not cut into slices yet: its target is parked, paused or far behind.
+    NotCut,
     /// The ledger takes no writes, so nothing is sent.
     Ledger,
     /// No worker has a session with the broker.
@@ -78,6 +80,7 @@ impl Cause {
             Self::Target
                 | Self::OtherJobs
                 | Self::Waiting
+                | Self::NotCut
                 | Self::Ledger
                 | Self::Broker
                 | Self::NoWorker
@@ -139,18 +142,9 @@ pub async fn hindrances<S: Store>(
         job: &record.job.to_string(),
         now_ms,
     };
-    let stops = situation.stops();
-    if !stops.is_empty() {
-        return Ok(stops);
-    }
-    let limits = situation.limits();
-    let plain: Vec<_> = limits.iter().map(InForce::limit).collect();
-    let booked = store.booked(&plain).await?;
-    let reached = situation.reached(&limits, &booked);
-    if !reached.is_empty() {
-        return Ok(reached);
-    }
-    Ok(situation.unlimited().into_iter().collect())
+    let mut found = situation.held_up(store).await?;
+    found.extend(situation.not_cut());
+    Ok(found)
 }
 
 /// What stops each of these jobs, without the limits that they may have reached: that takes no
@@ -228,6 +222,35 @@ struct Situation<'a> {
 }
 
 impl<'a> Situation<'a> {
+    /// What stops the job, else the limits that it has reached, else that no limit slows it.
+    async fn held_up<S: Store>(&self, store: &S) -> Result<Vec<Hindrance>, LedgerError> {
+        let stops = self.stops();
+        if !stops.is_empty() {
+            return Ok(stops);
+        }
+        let limits = self.limits();
+        let plain: Vec<_> = limits.iter().map(InForce::limit).collect();
+        let booked = store.booked(&plain).await?;
+        let reached = self.reached(&limits, &booked);
+        if !reached.is_empty() {
+            return Ok(reached);
+        }
+        Ok(self.unlimited().into_iter().collect())
+    }
+
+    /// The lists that wait to be cut.
+    fn not_cut(&self) -> Option<Hindrance> {
+        let lists = self.record.uncut;
+        (lists > 0).then(|| {
+            let what = format!(
+                "{lists} of its {} list(s) are not cut into slices yet: they wait until target {} is not \
+                 parked or paused, and has room on its lanes",
+                self.record.submissions, self.record.target
+            );
+            hindrance(Cause::NotCut, what, None)
+        })
+    }
+
     fn subjects(&self) -> impl Iterator<Item = (Scope, &'a str)> + use<'a> {
         let names = [&*self.record.target, &*self.record.app, self.job];
         Scope::ALL.iter().copied().zip(names)

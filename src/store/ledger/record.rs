@@ -56,6 +56,7 @@ pub(super) fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, Ledger
         waited_at_ms: time("alive_at_ms"),
         // An entered job is one submission.
         submissions: if registered { number("submissions") } else { 1 },
+        uncut: number("submissions").saturating_sub(number("expanded")),
         shape: Shape {
             buckets: number("buckets") as u32,
         },

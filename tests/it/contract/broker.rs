@@ -10,7 +10,8 @@ use fanwise::domain::schedule::RUNGS;
 use fanwise::domain::waking::Waking;
 use fanwise::ports::{
     Broker, BrokerError, Consumer, Delivery, EditSummary, Followed, Follower, Lost, PublishError,
-    Publisher, RetainedEdit, RetainedMessage, RetainedQueue, RetainedQueues, Route, Session, Source,
+    Publisher, RetainedEdit, RetainedMessage, RetainedQueue, RetainedQueues, Route, Session,
+    Source,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -38,6 +39,7 @@ on_all! { EmbeddedBench, RabbitBench:
     a_waiting_slice_returns_in_time_to_its_lane,
     a_long_wait_does_not_hold_up_a_short_one,
     a_slice_that_is_woken_returns_at_once_and_the_others_keep_their_time,
+    a_job_that_waits_returns_to_its_queue,
     a_rejected_message_is_kept_with_its_reason,
     dead_letters_are_read_in_place,
     dead_letters_are_sifted,
@@ -376,6 +378,39 @@ async fn a_waiting_slice_returns_in_time_to_its_lane(bench: &impl BrokerBench) {
         delivery.ack().await.unwrap();
     }
     silence(&mut home).await;
+    silence(&mut other).await;
+    session.close().await;
+}
+
+/// A job on the ladder comes back to the jobs of its priority: in time, or when it is woken.
+async fn a_job_that_waits_returns_to_its_queue(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    let jobs = Source::Jobs(Priority::Bulk);
+    let mut home = session.consume(jobs, 10).await.unwrap();
+    let mut other = session
+        .consume(Source::Jobs(Priority::High), 10)
+        .await
+        .unwrap();
+    let wait = |key: &str, rung: Duration| {
+        let body = format!(r#"{{"v":1,"client_msg_no":"{key}","app":"shop","target":"im"}}"#);
+        let priority = Priority::Bulk;
+        outgoing(Route::WaitJob { priority, rung }, body)
+    };
+    let started = Instant::now();
+    let waiting = vec![wait("soon", RUNGS[0]), wait("late", RUNGS[4])];
+    session.publisher().publish(waiting).await.unwrap();
+    let delivery = next(&mut home).await;
+    assert!(started.elapsed() >= RUNGS[0], "{:?}", started.elapsed());
+    assert!(delivery.body.windows(4).any(|it| it == b"soon"));
+    assert_eq!(delivery.traceparent.as_deref(), Some(TRACEPARENT));
+    delivery.ack().await.unwrap();
+    let mut waking = Waking::default();
+    waking.add(&Subject::new(Scope::Target, "im"));
+    assert_eq!(bench.broker().wake(&waking).await.unwrap(), 1);
+    let delivery = next(&mut home).await;
+    assert!(delivery.body.windows(4).any(|it| it == b"late"));
+    assert!(started.elapsed() < RUNGS[4], "{:?}", started.elapsed());
+    delivery.ack().await.unwrap();
     silence(&mut other).await;
     session.close().await;
 }

@@ -16,8 +16,8 @@ use fanwise::domain::schedule::rung;
 use fanwise::domain::waking::Waking;
 use fanwise::ports::{
     Backlog, BoxFuture, Broker, BrokerError, Consumer, Delivery, EditSummary, EndDelivery,
-    Followed, Follower, Lost, Outgoing, PublishError, Publisher, RetainedEdit, RetainedMessage, RetainedQueue,
-    RetainedQueues, Route, Session, Source,
+    Followed, Follower, Lost, Outgoing, PublishError, Publisher, RetainedEdit, RetainedMessage,
+    RetainedQueue, RetainedQueues, Route, Session, Source,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -201,6 +201,23 @@ impl MemoryBroker {
         result
     }
 
+    fn wait(
+        &self,
+        state: &mut State,
+        arrival: u64,
+        delay: Duration,
+        queue: String,
+        stored: Message,
+    ) {
+        let due = Instant::now() + rung(delay);
+        state.waiting.insert((due, arrival), (queue, stored));
+        let broker = Arc::clone(&self.state);
+        tokio::spawn(async move {
+            tokio::time::sleep_until(due).await;
+            lock(&broker).wake();
+        });
+    }
+
     fn publish_one(&self, state: &mut State, message: Outgoing) -> Result<(), PublishError> {
         let arrival = state.number();
         let stored = Message {
@@ -218,15 +235,12 @@ impl MemoryBroker {
                 let queue = state.known(send(&lane))?;
                 state.put(&queue, arrival, stored);
             }
-            Route::Wait { lane, rung: delay } => {
+            Route::Wait { lane, rung } => {
                 let queue = state.known(send(&lane))?;
-                let due = Instant::now() + rung(delay);
-                state.waiting.insert((due, arrival), (queue, stored));
-                let broker = Arc::clone(&self.state);
-                tokio::spawn(async move {
-                    tokio::time::sleep_until(due).await;
-                    lock(&broker).wake();
-                });
+                self.wait(state, arrival, rung, queue, stored);
+            }
+            Route::WaitJob { priority, rung } => {
+                self.wait(state, arrival, rung, jobs(priority), stored);
             }
             Route::Dead { app, target } => {
                 let kept = keep(stored, format!("{app}.{target}"));
@@ -331,6 +345,12 @@ impl Session for MemorySession {
             broker: self.broker.clone(),
             lost: self.lost.clone(),
         }
+    }
+
+    async fn ready(&self, lane: &Lane) -> Result<u64, BrokerError> {
+        let state = lock(&self.broker.state);
+        let queue = state.queues.get(&send(lane));
+        Ok(queue.map_or(0, |queue| queue.ready.len() as u64))
     }
 
     async fn consume(&self, source: Source, prefetch: u16) -> Result<MemoryConsumer, BrokerError> {

@@ -151,6 +151,10 @@ impl Job {
                 true => 1,
                 false => record.submissions,
             },
+            uncut: match self.entered {
+                true => 0,
+                false => record.submissions.saturating_sub(self.expanded),
+            },
             ..record.clone()
         }
     }
@@ -204,6 +208,7 @@ fn record(job: JobId, app: &str, client_msg_no: &str, target: &str, at_ms: u64) 
         lost: 0,
         reopened: 0,
         submissions: 0,
+        uncut: 0,
         shape: Shape { buckets: 0 },
         warnings: Vec::new(),
         sender: None,

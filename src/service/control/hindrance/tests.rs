@@ -29,6 +29,7 @@ fn record() -> JobRecord {
         reopened: 0,
         waited_at_ms: None,
         submissions: 1,
+        uncut: 0,
         warnings: Vec::new(),
         sender: None,
         window: None,
