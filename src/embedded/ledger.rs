@@ -104,7 +104,8 @@ impl Ledger for EmbeddedStore {
             let table = transaction.open_table(SUBMISSIONS)?;
             for submission in &submissions {
                 let known = table.get((life, submission.as_str()))?;
-                if !matches!(known.map(|row| row.value()), Some((_, EXPANDED))) {
+                let known = known.map(|row| row.value());
+                if !matches!(known, Some((_, EXPANDED) | (1.., ACCEPTED))) {
                     return Ok(false);
                 }
             }

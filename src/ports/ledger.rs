@@ -56,7 +56,8 @@ pub trait Ledger: Clone + Send + Sync + 'static {
         give_up: bool,
     ) -> impl Future<Output = Result<Gathered, LedgerError>> + Send;
 
-    /// Returns whether all these submissions of a job are expanded.
+    /// Returns whether all these submissions of a job are accepted. One without entries, the request
+    /// for all users, must be expanded too.
     fn knows(
         &self,
         job: JobId,

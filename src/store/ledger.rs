@@ -221,9 +221,14 @@ impl Ledger for Store {
         let mut cmd = redis::cmd("HMGET");
         cmd.arg(self.0.keys.job(job).submissions()).arg(submissions);
         let reply = ScriptReply::new(self.0.connection.command(&cmd).await?)?;
-        let expanded =
-            |state: &Value| matches!(state, Value::BulkString(state) if state.ends_with(b":1"));
-        Ok(reply.0.iter().all(expanded))
+        let known = |state: &Value| match state {
+            Value::BulkString(state) => {
+                let has_entries = !state.starts_with(b"0:");
+                state.ends_with(b":1") || state.ends_with(b":0") && has_entries
+            }
+            _ => false,
+        };
+        Ok(reply.0.iter().all(known))
     }
 
     async fn claim(&self, claim: Claim<'_>) -> Result<Claimed, LedgerError> {

@@ -670,10 +670,13 @@ impl Ledger for MemoryStore {
     async fn knows(&self, job: JobId, submissions: &[String]) -> Result<bool, LedgerError> {
         let knows = |state: &mut State| {
             state.jobs.get(&job).is_some_and(|job| {
-                let heard = |name: &String| job.submissions.get(name).map(|(_, heard)| *heard);
-                submissions
-                    .iter()
-                    .all(|name| heard(name) == Some(Heard::Expanded))
+                let heard = |name: &String| job.submissions.get(name).copied();
+                submissions.iter().all(|name| {
+                    matches!(
+                        heard(name),
+                        Some((_, Heard::Expanded) | (1.., Heard::Accepted))
+                    )
+                })
             })
         };
         self.step("knows", knows).await
