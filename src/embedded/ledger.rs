@@ -6,7 +6,6 @@
 
 mod slices;
 
-use std::ops::Bound;
 use std::time::Duration;
 
 use redb::{ReadTransaction, ReadableTable as _};
@@ -15,7 +14,8 @@ use self::slices::{ClaimStep, SettleStep, claimed, outcome};
 use super::claims::{self, Asker};
 use super::disk::StorageError;
 use super::limiter::{EmbeddedStore, ledger_error};
-use super::tables::{BUCKETS, Bucket, JOBS, JobRow, LISTED, REASONS, SUBMISSIONS};
+use super::listing;
+use super::tables::{BUCKETS, Bucket, JOBS, JobRow, REASONS, SUBMISSIONS};
 use super::writer::WriteContext;
 use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::{Fingerprint, JobId, Owner};
@@ -57,9 +57,7 @@ impl Ledger for EmbeddedStore {
             let row = job_row(work, &job)?.filter(|row| row.entered);
             let Some(row) = row else { return Ok(()) };
             work.tables.jobs.open()?.remove(job.as_str())?;
-            let listed = (row.listed_at_ms, job.as_str());
-            work.tables.listed.open()?.remove(listed)?;
-            turned(work, &job, &row, false)?;
+            listing::remove(work, &job, &row)?;
             work.tables.ended.open()?.insert(row.life, ())?;
             Ok(())
         });
@@ -175,7 +173,7 @@ impl Ledger for EmbeddedStore {
                 return Ok(false);
             }
             row.completed_at_ms = Some(work.now_ms);
-            turned(work, &job, &row, false)?;
+            listing::close(work, &job, &row)?;
             keep_row(work, &job, &row)?;
             Ok(true)
         });
@@ -248,11 +246,8 @@ impl Ledger for EmbeddedStore {
     }
 
     async fn jobs(&self, query: &JobQuery) -> Result<JobPage, LedgerError> {
-        if query.filter.is_for_open_jobs() {
-            return self.open_page(query).await.map_err(ledger_error);
-        }
         let query = query.clone();
-        let read = self.0.0.read(move |transaction| page(transaction, &query));
+        let read = self.0.0.read(move |it| listing::page(it, &query));
         read.await.map_err(ledger_error)
     }
 
@@ -322,7 +317,7 @@ fn enter(work: &mut WriteContext<'_>, entry: &Entry) -> Result<(), StorageError>
         fetched: entry.fetched.clone(),
         ..JobRow::default()
     };
-    list(work, &job, &row)?;
+    listing::add(work, &job, &row)?;
     keep_row(work, &job, &row)
 }
 
@@ -383,7 +378,7 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
                 keeps_ids: submission.keeps_ids.clone(),
                 ..begun(work, entered.as_ref(), submission.now_ms)
             };
-            list(work, &job, &row)?;
+            listing::add(work, &job, &row)?;
             row
         }
     };
@@ -406,7 +401,7 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
             // and recipients without an outcome are pending as before.
             row.completed_at_ms = None;
             row.reopened += 1;
-            turned(work, &job, &row, true)?;
+            listing::reopen(work, &job, &row)?;
         }
         let progress = progress(&row)?;
         keep_row(work, &job, &row)?;
@@ -436,7 +431,9 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
     let fetched = submission.fetched.as_ref();
     row.fetched = fetched.cloned().or(row.fetched);
     row.completed_at_ms = None;
-    turned(work, &job, &row, true)?;
+    if !first {
+        listing::reopen(work, &job, &row)?;
+    }
     keep_row(work, &job, &row)?;
     Ok(match known {
         Some(_) => Accepted::Again {
@@ -510,24 +507,6 @@ fn gather(
     row.parts = u32::try_from(row.submissions).unwrap_or(u32::MAX);
     keep_row(work, job, &row)?;
     Ok(Gathered::GivenUp)
-}
-
-fn list(work: &mut WriteContext<'_>, job: &str, row: &JobRow) -> Result<(), StorageError> {
-    let listed = work.tables.listed.open()?;
-    listed.insert((row.listed_at_ms, job), ())?;
-    turned(work, job, row, true)
-}
-
-/// Notes that a job is open now, or is no longer.
-fn turned(
-    work: &mut WriteContext<'_>,
-    job: &str,
-    row: &JobRow,
-    open: bool,
-) -> Result<(), StorageError> {
-    let (at_ms, job) = (row.listed_at_ms, job.parse().map_err(StorageError::broken)?);
-    work.turned(JobPlace { at_ms, job }, open);
-    Ok(())
 }
 
 fn shape(row: &JobRow) -> Shape {
@@ -619,43 +598,7 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError>
     })
 }
 
-/// Most jobs that one query looks at, however few of them match.
-const JOBS_LOOKED_AT_MAX: usize = 10_000;
-
-/// The places of open jobs that are looked at in one step.
-const PLACES_AT_ONCE: usize = 200;
-
 impl EmbeddedStore {
-    /// A page of jobs that are not completed.
-    async fn open_page(&self, query: &JobQuery) -> Result<JobPage, StorageError> {
-        let filter = &query.filter;
-        let mut page = JobPage {
-            jobs: Vec::new(),
-            next: query.after,
-        };
-        for _ in 0..JOBS_LOOKED_AT_MAX / PLACES_AT_ONCE {
-            let places = self
-                .0
-                .0
-                .open_jobs(filter, page.next, PLACES_AT_ONCE)
-                .await?;
-            let records = self.records_at(places.clone()).await?;
-            let ended = places.len() < PLACES_AT_ONCE;
-            for (place, record) in places.into_iter().zip(records) {
-                if page.jobs.len() >= query.most {
-                    return Ok(page);
-                }
-                page.next = Some(place);
-                page.jobs.extend(record.filter(|it| filter.takes(it)));
-            }
-            if ended {
-                page.next = None;
-                break;
-            }
-        }
-        Ok(page)
-    }
-
     /// The records of the jobs at these places, as far as there are any.
     pub(super) async fn records_at(
         &self,
@@ -672,43 +615,6 @@ impl EmbeddedStore {
         });
         read.await
     }
-}
-
-fn page(transaction: &ReadTransaction, query: &JobQuery) -> Result<JobPage, StorageError> {
-    let (listed, jobs) = (
-        transaction.open_table(LISTED)?,
-        transaction.open_table(JOBS)?,
-    );
-    let after = query
-        .after
-        .map(|after| (after.at_ms, after.job.to_string()));
-    let oldest = (query.filter.since_ms.unwrap_or(0), "");
-    let end = match &after {
-        Some((at_ms, job)) => Bound::Excluded((*at_ms, job.as_str())),
-        None => match query.filter.until_ms {
-            Some(until_ms) => Bound::Excluded((until_ms, "")),
-            None => Bound::Unbounded,
-        },
-    };
-    let mut page = JobPage::default();
-    let mut place = query.after;
-    let rows = listed.range::<(u64, &str)>((Bound::Included(oldest), end))?;
-    for (looked_at, entry) in rows.rev().enumerate() {
-        if page.jobs.len() >= query.most || looked_at >= JOBS_LOOKED_AT_MAX {
-            page.next = place;
-            break;
-        }
-        let (key, _) = entry?;
-        let (at_ms, id) = key.value();
-        let job = id.parse().map_err(StorageError::broken)?;
-        place = Some(JobPlace { at_ms, job });
-        if let Some(row) = jobs.get(id)? {
-            let found = record(job, JobRow::decode(row.value())?)?;
-            page.jobs
-                .extend(Some(found).filter(|it| query.filter.takes(it)));
-        }
-    }
-    Ok(page)
 }
 
 fn look(

@@ -37,9 +37,9 @@ mod dispatch;
 mod frequency_caps;
 mod ledger;
 mod limiter;
+mod listing;
 mod message_ids;
 mod nonces;
-mod open_jobs;
 mod pulse;
 mod quotas;
 mod retained;
@@ -75,13 +75,11 @@ pub use self::retained::EmbeddedFollower;
 use self::deliveries::Deliveries;
 use self::disk::{Disk, StorageError};
 use self::nonces::Seen;
-use self::open_jobs::OpenJobs;
 use self::pulse::Beats;
 use self::retained::Turns;
 use self::tables::Queues;
 use self::upkeep::Walk;
 use self::writer::{WriteContext, Writer};
-use crate::ports::{JobFilter, JobPlace};
 
 /// Where the engine keeps its data, and how it writes.
 #[derive(Clone, Debug)]
@@ -131,7 +129,6 @@ struct Inner {
     nonces: Mutex<Seen>,
     beats: Beats,
     walk: Mutex<Walk>,
-    open_jobs: Arc<OpenJobs>,
 }
 
 impl Engine {
@@ -149,10 +146,8 @@ impl Engine {
         let deliveries = Arc::new(Deliveries::new(&queues));
         let dispatcher = dispatch::start(Arc::clone(&deliveries), Arc::clone(&disk))
             .map_err(|error| disk.open_error(error))?;
-        let open_jobs = Arc::new(OpenJobs::default());
         let parts = writer::Parts {
             disk: Arc::clone(&disk),
-            open_jobs: Arc::clone(&open_jobs),
             deliveries: Arc::clone(&deliveries),
             queues: Arc::clone(&queues),
             claims: start.claims,
@@ -176,7 +171,6 @@ impl Engine {
             nonces: Mutex::default(),
             beats: Beats::default(),
             walk: Mutex::default(),
-            open_jobs,
         })))
     }
 
@@ -284,22 +278,6 @@ impl Inner {
     ) -> Result<T, StorageError> {
         let disk = Arc::clone(&self.disk);
         tokio::task::spawn_blocking(move || disk.guarded(|| look(&disk.begin_read()?)))
-            .await
-            .unwrap_or(Err(StorageError::Stopped))
-    }
-
-    /// The places of jobs that are not completed, see [`OpenJobs::next`].
-    async fn open_jobs(
-        &self,
-        filter: &JobFilter,
-        after: Option<JobPlace>,
-        most: usize,
-    ) -> Result<Vec<JobPlace>, StorageError> {
-        let (disk, jobs) = (Arc::clone(&self.disk), Arc::clone(&self.open_jobs));
-        let filter = filter.clone();
-        // The first one reads all jobs.
-        let next = move || disk.guarded(|| jobs.next(&disk, &filter, after, most));
-        tokio::task::spawn_blocking(next)
             .await
             .unwrap_or(Err(StorageError::Stopped))
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use redb::{ReadTransaction, ReadableTable as _, Table, Value};
 
 use super::disk::StorageError;
+use super::listing;
 use super::tables::{ENDED, JOBS, JobRow};
 use super::writer::WriteContext;
 
@@ -96,7 +97,7 @@ fn forget(work: &mut WriteContext<'_>, job: &str) -> Result<(), StorageError> {
         return Ok(());
     }
     work.tables.jobs.open()?.remove(job)?;
-    work.tables.listed.open()?.remove((row.listed_at_ms, job))?;
+    listing::remove(work, job, &row)?;
     work.tables.ended.open()?.insert(row.life, ())?;
     work.claims.drop_life(&mut work.tables.claims, row.life)
 }

@@ -9,6 +9,8 @@
 //! | `kept` | retained queue, number | dead letters and rejected messages |
 //! | `jobs` | job id | [`JobRow`] |
 //! | `listed` | time of acceptance, job id | the order of `jobs` |
+//! | `outlines` | as `listed` | the [`outline`](crate::ports::outline()) of the job |
+//! | `open` | as `listed` | the outline of a job that is not completed |
 //! | `submissions` | life, submission | entries, and 0 known only from its slices, 1 accepted, 2 expanded; under `list 0 <list>` how many parts of a list have arrived, and 3, or 4 when the list was given up; `list <part> <list>` for each part; `cut <submission>` with the recipients per slice, and 5 |
 //! | `slices` | life, slice | entries of it that are counted |
 //! | `buckets` | life, bucket | settled recipients: 8 bytes of fingerprint and 1 of outcome each, sorted |
@@ -24,7 +26,7 @@
 //! | `quotas` | app, UTC day, what | list entries: `used`, those of the day; `j<job>`, those of one job; `s<job>/<submission>`, those of a list that is counted |
 //! | `cap_units` | end of the next period in ms, cap, fingerprint | the units of a frequency cap that count for a recipient, 12 bytes each |
 //! | `sub_lanes` | target and priority, job id | sub-lane of an open job |
-//! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `directed`, how often directives changed; `beat`, written to test whether the disk takes writes |
+//! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `outlined`, the last opening that kept `outlines` and `open`; `directed`, how often directives changed; `beat`, written to test whether the disk takes writes |
 //!
 //! A *life* is the number of a job from its acceptance until a dedup window after its completion. A
 //! job that is accepted again finds nothing of an earlier life.
@@ -40,6 +42,7 @@ use serde::{Deserialize, Serialize};
 use super::backup::Copy;
 use super::claims::Claims;
 use super::disk::StorageError;
+use super::listing;
 use crate::domain::lane::{Lane, Priority};
 use crate::domain::list_reference::FetchedList;
 use crate::domain::message_id::KeepsIds;
@@ -58,7 +61,10 @@ pub(super) const WAITING: TableDefinition<'_, (u32, u64, u64), &[u8]> =
     TableDefinition::new("waiting");
 pub(super) const KEPT: TableDefinition<'_, (u8, u64), &[u8]> = TableDefinition::new("kept");
 pub(super) const JOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("jobs");
-pub(super) const LISTED: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("listed");
+pub(super) type ListedKey = (u64, &'static str);
+pub(super) const LISTED: TableDefinition<'_, ListedKey, ()> = TableDefinition::new("listed");
+pub(super) const OUTLINES: TableDefinition<'_, ListedKey, &str> = TableDefinition::new("outlines");
+pub(super) const OPEN: TableDefinition<'_, ListedKey, &str> = TableDefinition::new("open");
 pub(super) const SUBMISSIONS: TableDefinition<'_, (u64, &str), (u64, u8)> =
     TableDefinition::new("submissions");
 pub(super) const SLICES: TableDefinition<'_, (u64, &str), u32> = TableDefinition::new("slices");
@@ -97,6 +103,8 @@ pub(super) fn copy_each(copy: &Copy<'_>) -> Result<(), StorageError> {
     copy.table(KEPT)?;
     copy.table(JOBS)?;
     copy.table(LISTED)?;
+    copy.table(OUTLINES)?;
+    copy.table(OPEN)?;
     copy.table(SUBMISSIONS)?;
     copy.table(SLICES)?;
     copy.table(BUCKETS)?;
@@ -147,7 +155,9 @@ pub(super) struct Tables<'t> {
     pub(super) waiting: Lazy<'t, (u32, u64, u64), &'static [u8]>,
     pub(super) kept: Lazy<'t, (u8, u64), &'static [u8]>,
     pub(super) jobs: Lazy<'t, &'static str, &'static [u8]>,
-    pub(super) listed: Lazy<'t, (u64, &'static str), ()>,
+    pub(super) listed: Lazy<'t, ListedKey, ()>,
+    pub(super) outlines: Lazy<'t, ListedKey, &'static str>,
+    pub(super) open: Lazy<'t, ListedKey, &'static str>,
     pub(super) submissions: Lazy<'t, (u64, &'static str), (u64, u8)>,
     pub(super) slices: Lazy<'t, (u64, &'static str), u32>,
     pub(super) buckets: Lazy<'t, (u64, u32), &'static [u8]>,
@@ -175,6 +185,8 @@ impl<'t> Tables<'t> {
             kept: Lazy::new(transaction, KEPT),
             jobs: Lazy::new(transaction, JOBS),
             listed: Lazy::new(transaction, LISTED),
+            outlines: Lazy::new(transaction, OUTLINES),
+            open: Lazy::new(transaction, OPEN),
             submissions: Lazy::new(transaction, SUBMISSIONS),
             slices: Lazy::new(transaction, SLICES),
             buckets: Lazy::new(transaction, BUCKETS),
@@ -197,6 +209,15 @@ impl<'t> Tables<'t> {
     #[cfg(test)]
     pub(super) fn set_format(&mut self, format: u64) -> Result<(), StorageError> {
         self.meta.open()?.insert("format", format)?;
+        Ok(())
+    }
+
+    /// Counts an opening, as an earlier version does.
+    #[cfg(test)]
+    pub(super) fn open_once_more(&mut self) -> Result<(), StorageError> {
+        let meta = self.meta.open()?;
+        let before = meta.get("opening")?.map_or(0, |count| count.value());
+        meta.insert("opening", before + 1)?;
         Ok(())
     }
 
@@ -286,7 +307,7 @@ pub(super) fn directed(transaction: &ReadTransaction) -> Result<u64, StorageErro
 }
 
 /// Creates what is missing and reads the state that the engine starts with. It reads no bodies, so
-/// it takes the same time however full the queues are.
+/// it takes the same time however full the queues are. Only an opening after an earlier version reads all jobs.
 pub(super) fn prepare(
     transaction: &WriteTransaction,
     targets: &[String],
@@ -298,6 +319,8 @@ pub(super) fn prepare(
     tables.kept.open()?;
     tables.jobs.open()?;
     tables.listed.open()?;
+    tables.outlines.open()?;
+    tables.open.open()?;
     tables.submissions.open()?;
     tables.slices.open()?;
     tables.buckets.open()?;
@@ -316,8 +339,13 @@ pub(super) fn prepare(
     let opening = number(meta, "opening")? + 1;
     let next_life = number(meta, "life")?;
     let next_seq = number(meta, "seq")?;
+    let outlined = number(meta, "outlined")?;
     meta.insert("format", FORMAT)?;
     meta.insert("opening", opening)?;
+    meta.insert("outlined", opening)?;
+    if outlined + 1 != opening {
+        listing::rebuild(&mut tables)?;
+    }
 
     let queues = prepare_queues(transaction, &mut tables, targets)?;
     let claims = Claims::load(tables.claims.open()?, opening)?;
@@ -592,17 +620,6 @@ impl Amended {
 impl JobRow {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StorageError> {
         serde_json::from_slice(bytes).map_err(StorageError::broken)
-    }
-
-    /// The position in the list of a stored job, unless it is completed. Reads nothing else of it.
-    pub(super) fn listed_if_open(bytes: &[u8]) -> Result<Option<u64>, StorageError> {
-        #[derive(Deserialize)]
-        struct Listed {
-            listed_at_ms: u64,
-            completed_at_ms: Option<u64>,
-        }
-        let row: Listed = serde_json::from_slice(bytes).map_err(StorageError::broken)?;
-        Ok(row.completed_at_ms.is_none().then_some(row.listed_at_ms))
     }
 
     /// The counter of the recipients with this outcome. Duplicates are counted as list entries.

@@ -21,10 +21,10 @@ use crate::domain::message::{Content, Options};
 use crate::domain::outcome::Outcome;
 use crate::domain::slice::{Addressed, Head, Shape};
 use crate::ports::{
-    Accepted, Broker as _, Claim, ClaimState, Claimed, Consumer as _, JobQuery, Ledger as _,
-    LedgerError, Limiter as _, Outgoing, Park, ParkReason, PublishError, Publisher as _,
-    RetainedEdit, RetainedQueue, RetainedQueues as _, Route, Session as _, Settle, SliceRef,
-    Source, Submission,
+    Accepted, Broker as _, Claim, ClaimState, Claimed, Consumer as _, JobFilter, JobQuery,
+    Ledger as _, LedgerError, Limiter as _, Outgoing, Park, ParkReason, PublishError,
+    Publisher as _, RetainedEdit, RetainedQueue, RetainedQueues as _, Route, Session as _, Settle,
+    SliceRef, Source, Submission, Upkeep as _,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -699,6 +699,8 @@ async fn completed_jobs_are_swept_and_those_that_wait_are_not() {
                 transaction.open_table(tables::SUBMISSIONS)?.len()?,
                 transaction.open_table(tables::CLAIMS)?.len()?,
                 transaction.open_table(tables::LISTED)?.len()?,
+                transaction.open_table(tables::OUTLINES)?.len()?,
+                transaction.open_table(tables::OPEN)?.len()?,
                 transaction.open_table(tables::ENDED)?.len()?,
             ])
         };
@@ -711,7 +713,7 @@ async fn completed_jobs_are_swept_and_those_that_wait_are_not() {
     assert!(store.complete(over.id).await.unwrap());
     until_ok(async || {
         let now = rows().await;
-        let swept = now[0] < both[0] * 6 / 10 && now[1..] == [1, 2, 1, 1, 0];
+        let swept = now[0] < both[0] * 6 / 10 && now[1..] == [1, 2, 1, 1, 1, 1, 0];
         swept.then_some(()).ok_or(now)
     })
     .await;
@@ -726,6 +728,61 @@ async fn completed_jobs_are_swept_and_those_that_wait_are_not() {
     let slice = slice_ref(&over, &id, 3000);
     let states = claim(&store, slice, 2, &people).await.unwrap();
     assert!(states.iter().all(|state| *state == ClaimState::Granted));
+    engine.close().await;
+}
+
+/// An earlier version knows no outlines: what it did to the jobs is listed by the next opening.
+#[tokio::test]
+async fn jobs_of_an_earlier_version_are_listed_by_their_outlines() {
+    let folder = Folder::new();
+    let (old, new) = (head("old"), head("new"));
+    let engine = folder.open();
+    let tagged = Submission {
+        tags: vec!["may".to_owned()],
+        ..submission(&old, 1)
+    };
+    engine.store().accept(&tagged).await.unwrap();
+    engine.close().await;
+    // An opening of an earlier version, which forgets a job and accepts another one.
+    let database = builder().open(store_of(&folder)).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let mut outlines = transaction.open_table(tables::OUTLINES).unwrap();
+        let mut open = transaction.open_table(tables::OPEN).unwrap();
+        outlines.retain(|_, _| false).unwrap();
+        open.retain(|_, _| false).unwrap();
+        let ghost = JobId::of("shop", "ghost").to_string();
+        outlines.insert((7, ghost.as_str()), "shop\nim").unwrap();
+        open.insert((7, ghost.as_str()), "shop\nim").unwrap();
+        tables::Tables::new(&transaction).open_once_more().unwrap();
+    }
+    transaction.commit().unwrap();
+    drop(database);
+    let engine = folder.open();
+    let store = engine.store();
+    store.accept(&submission(&new, 1)).await.unwrap();
+    let listed = async |filter: JobFilter| {
+        let query = JobQuery {
+            filter,
+            most: 9,
+            ..JobQuery::default()
+        };
+        let page = store.jobs(&query).await.unwrap();
+        page.jobs.iter().map(|it| it.job).collect::<Vec<_>>()
+    };
+    let tagged = JobFilter {
+        tag: Some("may".to_owned()),
+        ..JobFilter::default()
+    };
+    assert_eq!(listed(tagged).await, [old.id]);
+    let both = [new.id, old.id];
+    assert_eq!(listed(JobFilter::default()).await, both);
+    let mut open = Vec::new();
+    store
+        .each_open(|record| open.push(record.job))
+        .await
+        .unwrap();
+    assert_eq!(open, both);
     engine.close().await;
 }
 

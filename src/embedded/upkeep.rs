@@ -11,10 +11,11 @@ use redb::ReadTransaction;
 use super::disk::StorageError;
 use super::ledger::{accounts, job_row, keep_row, progress, record};
 use super::limiter::{EmbeddedStore, ledger_error};
+use super::listing;
 use super::tables::{JOBS, JobRow};
 use crate::clock::now_ms;
 use crate::domain::ids::JobId;
-use crate::ports::{JobFilter, JobProgress, JobRecord, JobState, LedgerError, Upkeep};
+use crate::ports::{JobProgress, JobRecord, JobState, LedgerError, Upkeep};
 
 /// Most jobs that are shown as quiet at a time, and most that one look goes through.
 const SHOWN_MAX: usize = 100;
@@ -69,9 +70,13 @@ impl Upkeep for EmbeddedStore {
     }
 
     async fn each_open(&self, mut visit: impl FnMut(&JobRecord) + Send) -> Result<(), LedgerError> {
-        let (any, mut after) = (JobFilter::default(), None);
+        let mut after = None;
         loop {
-            let places = self.0.0.open_jobs(&any, after, SHOWN_MAX).await;
+            let places = self
+                .0
+                .0
+                .read(move |it| listing::open_places(it, after, SHOWN_MAX))
+                .await;
             let places = places.map_err(ledger_error)?;
             let Some(last) = places.last() else {
                 return Ok(());

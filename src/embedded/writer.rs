@@ -24,11 +24,9 @@ use super::claims::Claims;
 use super::damage::sheltered;
 use super::deliveries::{Change, Deliveries, Out, Place};
 use super::disk::{Disk, FolderLock, StorageError};
-use super::open_jobs::{OpenJobs, Turned};
 use super::sweep;
 use super::tables::{Queues, Tables};
 use crate::clock::now_ms;
-use crate::ports::JobPlace;
 
 /// Callers that may wait for the writer at a time; further callers wait before they hand anything
 /// over.
@@ -54,14 +52,8 @@ pub(super) struct WriteContext<'t> {
     next_seq: &'t mut u64,
     next_life: &'t mut u64,
     numbered: bool,
-    changes: Changes,
-}
-
-/// What a transaction changes that others follow in memory.
-#[derive(Default)]
-struct Changes {
-    queues: BTreeMap<u32, Change>,
-    jobs: Vec<Turned>,
+    /// By queue.
+    changes: BTreeMap<u32, Change>,
 }
 
 impl WriteContext<'_> {
@@ -79,12 +71,7 @@ impl WriteContext<'_> {
     }
 
     pub(super) fn change(&mut self, queue: u32) -> &mut Change {
-        self.changes.queues.entry(queue).or_default()
-    }
-
-    /// Notes that a job is open now, or is no longer.
-    pub(super) fn turned(&mut self, job: JobPlace, open: bool) {
-        self.changes.jobs.push(Turned { job, open });
+        self.changes.entry(queue).or_default()
     }
 
     /// Removes a message from its queue, unless it is gone already.
@@ -112,7 +99,7 @@ impl WriteContext<'_> {
 
     /// Writes the counts and numbers that the steps have in common.
     fn finish(&mut self, deliveries: &Deliveries) -> Result<(), StorageError> {
-        for (queue, change) in &self.changes.queues {
+        for (queue, change) in &self.changes {
             let counts = self.tables.counts.open()?;
             let (ready, waiting, handed) = counts.get(queue)?.map_or((0, 0, 0), |row| row.value());
             let counted = (
@@ -274,7 +261,6 @@ impl Handle {
 /// The parts that the writer owns, from start to end.
 pub(super) struct Parts {
     pub(super) disk: Arc<Disk>,
-    pub(super) open_jobs: Arc<OpenJobs>,
     pub(super) deliveries: Arc<Deliveries>,
     pub(super) queues: Arc<Queues>,
     pub(super) claims: Claims,
@@ -480,9 +466,7 @@ impl Writer {
         });
         let changes = committed.map_err(|error| (at, error))?;
         let written = changes.is_some();
-        let Changes { queues, jobs } = changes.unwrap_or_default();
-        self.parts.deliveries.committed(queues);
-        self.parts.open_jobs.committed(&jobs);
+        self.parts.deliveries.committed(changes.unwrap_or_default());
         Ok(written)
     }
 
@@ -492,7 +476,7 @@ impl Writer {
         transaction: &WriteTransaction,
         group: &mut [Box<dyn Step>],
         step: &mut Option<usize>,
-    ) -> Result<Changes, StorageError> {
+    ) -> Result<BTreeMap<u32, Change>, StorageError> {
         let parts = &mut self.parts;
         let mut work = WriteContext {
             tables: Tables::new(transaction),
@@ -504,7 +488,7 @@ impl Writer {
             next_seq: &mut parts.next_seq,
             next_life: &mut parts.next_life,
             numbered: false,
-            changes: Changes::default(),
+            changes: BTreeMap::new(),
         };
         for (at, asked) in group.iter_mut().enumerate() {
             *step = Some(at);
@@ -518,7 +502,6 @@ impl Writer {
 
     /// After an error of the disk: the store is opened again, now or with a later step.
     fn recover(&mut self) {
-        self.parts.open_jobs.forget();
         match self.parts.disk.reopen() {
             Ok(()) => {
                 self.failed = None;

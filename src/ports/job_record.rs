@@ -269,7 +269,7 @@ pub struct JobFilter {
     pub since_ms: Option<u64>,
     /// Accepted before this time.
     pub until_ms: Option<u64>,
-    /// Not to be sent before a time later than this.
+    /// Not completed, and not to be sent before a time later than this.
     pub starts_after_ms: Option<u64>,
 }
 
@@ -277,6 +277,7 @@ impl JobFilter {
     /// Whether only jobs that are not completed match.
     pub fn is_for_open_jobs(&self) -> bool {
         matches!(self.state, Some(JobState::Accepted | JobState::Running))
+            || self.starts_after_ms.is_some()
     }
 
     /// Whether a job at this place of the list may match, by its time.
@@ -293,7 +294,9 @@ impl JobFilter {
             && is(&self.client_msg_no, &record.client_msg_no)
             && (self.tag.as_ref()).is_none_or(|tag| record.tags.contains(tag))
             && self.state.is_none_or(|state| state == record.state)
-            && (self.starts_after_ms).is_none_or(|at| record.not_before_ms > Some(at))
+            && self.starts_after_ms.is_none_or(|at| {
+                record.state != JobState::Completed && record.not_before_ms > Some(at)
+            })
     }
 }
 

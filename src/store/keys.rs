@@ -12,6 +12,7 @@
 //! | `P:{JOB}:trail` | list | the audit trail, one entry as JSON each, the last 100 | with the header | note | trail |
 //! | `P:{JOB}:fence`, `P:{pulse}:beats:fence` | string | a write that replicas must have before an outcome or a heartbeat counts as recorded, where so configured | a second | settle, beat | – |
 //! | `P:jobs` | sorted set | job ids by time of acceptance | never; a worker removes members that are no longer known | enter, accept, claim and settle (when rebuilt), quiet | jobs |
+//! | `P:outlines` | hash | job id (12 bytes) → its [`outline`](crate::ports::outline()) | never; a worker removes those of jobs that are no longer known | enter, accept, claim and settle (when rebuilt), jobs (when it is missing) | jobs |
 //! | `P:open` | sorted set | ids of jobs that are not completed, by the time of their last activity or look, in ms | never; members when they complete | the same, complete | quiet, each_open |
 //! | `P:{pulse}:beats` | hash | process → `<number> <at in ms> <the heartbeat as JSON>` | never; fields a day after the process ended | beat | beat, beats |
 //! | `P:{pulse}:went_back` | list | times in ms at which the ledger was found to have gone back to older data, the last 100 | never | beat, raise | job, jobs, quiet |
@@ -60,6 +61,10 @@ impl Keys {
 
     pub(super) fn jobs(&self) -> String {
         format!("{}:jobs", self.prefix)
+    }
+
+    pub(super) fn outlines(&self) -> String {
+        format!("{}:outlines", self.prefix)
     }
 
     pub(super) fn open_jobs(&self) -> String {

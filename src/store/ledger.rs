@@ -26,6 +26,7 @@ use crate::json;
 use crate::ports::{
     Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobPage, JobProgress, JobQuery,
     JobRecord, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle, SliceRef, Submission,
+    outline,
 };
 
 mod groups;
@@ -34,6 +35,7 @@ mod record;
 mod reply;
 
 pub(super) use groups::{Groups, distinct, in_order, read_states, sorted};
+pub(super) use jobs::Outlined;
 pub(super) use reply::{ScriptReply, number};
 
 /// A script that takes more memory: a full server refuses it before it writes anything.
@@ -149,9 +151,14 @@ impl Ledger for Store {
             },
             other => return Err(broken(format!("accept says {other:?}"))),
         };
-        if !matches!(accepted, Accepted::Conflict { .. }) {
-            self.list(submission.job, submission.now_ms).await?;
-        }
+        let it = submission;
+        let outline = outline(&it.app, &it.target, &it.tags);
+        let outlined = match accepted {
+            Accepted::Conflict { .. } => return Ok(accepted),
+            Accepted::Expand { first: true, .. } => Outlined::New(&outline),
+            _ => Outlined::Known(&outline),
+        };
+        self.list(it.job, it.now_ms, outlined).await?;
         Ok(accepted)
     }
 
@@ -173,7 +180,9 @@ impl Ledger for Store {
             .push(fetched(entry.fetched.as_ref()));
         let reply = self.0.connection.call(&call).await?;
         if number(&reply)? == 1 {
-            self.list(entry.job, entry.now_ms).await?;
+            let outline = outline(&entry.app, &entry.target, &entry.tags);
+            let outlined = Outlined::New(&outline);
+            self.list(entry.job, entry.now_ms, outlined).await?;
         }
         Ok(())
     }

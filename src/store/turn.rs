@@ -4,11 +4,13 @@ use std::sync::LazyLock;
 
 use super::Store;
 use super::connection::{Call, Script, broken};
-use super::ledger::{Groups, SHAPES, ScriptReply, distinct, in_order, millis, read_states, sorted};
+use super::ledger::{
+    Groups, Outlined, SHAPES, ScriptReply, distinct, in_order, millis, read_states, sorted,
+};
 use crate::domain::ids::{Fingerprint, Owner};
 use crate::domain::outcome::Outcome;
 use crate::domain::slice::Shape;
-use crate::ports::{Claim, Claimed, LedgerError, Recorded, Settle, SliceRef};
+use crate::ports::{Claim, Claimed, LedgerError, Recorded, Settle, SliceRef, outline};
 
 macro_rules! turn {
     ($flags:literal) => {
@@ -98,7 +100,10 @@ impl Store {
                 continue;
             }
             if reply.number(1)? == 1 {
-                self.list(slice.head.id, slice.head.accepted_at_ms).await?;
+                let head = slice.head;
+                let outline = outline(&head.app, head.first_target(), &[]);
+                let outlined = Outlined::Known(&outline);
+                self.list(head.id, head.accepted_at_ms, outlined).await?;
             }
             if known.take().is_some() {
                 recorded = Some(reply.array(2)?.recorded()?);

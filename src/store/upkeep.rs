@@ -187,11 +187,15 @@ impl Store {
                 pipeline.cmd("EXISTS").arg(self.0.keys.job(job).header);
             }
             let known = self.0.connection.pipeline(&pipeline).await?;
+            let mut outlines = redis::cmd("HDEL");
+            outlines.arg(self.0.keys.outlines());
             let mut gone = redis::cmd("ZREM");
             gone.arg(&key);
             let mut any = false;
             for (id, known) in page.iter().zip(known) {
                 if known == Value::Int(0) {
+                    let job: JobId = id.parse().map_err(broken)?;
+                    outlines.arg(&job.bytes());
                     gone.arg(id);
                     any = true;
                 } else {
@@ -199,6 +203,8 @@ impl Store {
                 }
             }
             if any {
+                // The list leads to the outlines, so it goes last.
+                self.0.connection.command(&outlines).await?;
                 self.0.connection.command(&gone).await?;
             }
             if page.len() < KNOWN_PAGE {

@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use data_encoding::HEXLOWER;
 use fanwise::domain::accounts::Accounts;
-use fanwise::domain::ids::{Fingerprint, Owner, SliceId};
+use fanwise::domain::ids::{Fingerprint, JobId, Owner, SliceId};
 use fanwise::domain::limits::{Cost, Grant, Rate, Tat, Weight};
 use fanwise::domain::message_id::{KeptId, MessageId, RecallState};
 use fanwise::domain::outcome::{Class, Outcome};
@@ -17,8 +18,8 @@ use fanwise::domain::slice::Shape;
 use fanwise::domain::trail::{Origin, TrailEntry};
 use fanwise::ports::Steering as _;
 use fanwise::ports::{
-    Accepted, Beat, Claim, ClaimState, Claimed, JobQuery, JobRecord, JobState, Ledger, LedgerError,
-    Limiter, Park, ParkReason, Pulse, Reason, Settle, Submission, Upkeep,
+    Accepted, Beat, Claim, ClaimState, Claimed, JobFilter, JobQuery, JobRecord, JobState, Ledger,
+    LedgerError, Limiter, Park, ParkReason, Pulse, Reason, Settle, Submission, Upkeep,
 };
 use fanwise::store::{CheckError, Kind, Persistence, Settings, Store};
 use proptest::prelude::*;
@@ -83,6 +84,19 @@ impl Bench {
             ends.insert(key, ttl);
         }
         ends
+    }
+
+    /// The jobs with outlines.
+    async fn outlined(&mut self) -> Vec<JobId> {
+        let fields: Vec<Vec<u8>> = redis::cmd("HKEYS")
+            .arg(format!("{}:outlines", self.prefix))
+            .query_async(&mut self.redis)
+            .await
+            .unwrap();
+        let ids = fields.iter().map(|it| HEXLOWER.encode(it).parse().unwrap());
+        let mut ids: Vec<JobId> = ids.collect();
+        ids.sort();
+        ids
     }
 
     /// Deletes the test's keys, as if Redis came back empty.
@@ -427,6 +441,52 @@ async fn the_list_keeps_old_jobs_that_run() {
         .await
         .unwrap();
     assert_eq!(listed, [running.id().to_string()]);
+    assert_eq!(bench.outlined().await, [running.id()]);
+}
+
+/// A job without an outline, as a crash or an earlier version leaves it, is found all the same, and
+/// has one from then on.
+#[tokio::test]
+async fn a_missing_outline_is_written_by_the_next_listing() {
+    let Some(mut bench) = Bench::start().await else {
+        return;
+    };
+    let jobs: [Job; 3] = std::array::from_fn(|_| Job::new(1));
+    for (job, tag) in jobs.iter().zip(["may", "june", "may"]) {
+        let submission = Submission {
+            tags: vec![tag.to_owned()],
+            ..job.submission("s", 1)
+        };
+        bench.store.accept(&submission).await.unwrap();
+    }
+    let id = |number: usize| jobs[number].id();
+    let _: () = redis::cmd("HDEL")
+        .arg(format!("{}:outlines", bench.prefix))
+        .arg(&id(0).bytes())
+        .arg(&id(1).bytes())
+        .query_async(&mut bench.redis)
+        .await
+        .unwrap();
+    assert_eq!(bench.outlined().await, [id(2)]);
+    let mut expected = vec![id(0), id(2)];
+    expected.sort();
+    for _ in 0..2 {
+        let query = JobQuery {
+            filter: JobFilter {
+                tag: Some("may".to_owned()),
+                ..JobFilter::default()
+            },
+            most: 9,
+            ..JobQuery::default()
+        };
+        let page = bench.store.jobs(&query).await.unwrap();
+        let mut found: Vec<_> = page.jobs.iter().map(|it| it.job).collect();
+        found.sort();
+        assert_eq!((found, page.next), (expected.clone(), None));
+    }
+    let mut all = vec![id(0), id(1), id(2)];
+    all.sort();
+    assert_eq!(bench.outlined().await, all);
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use redb::ReadableTable as _;
 
-use super::{HEARD_OF, accounts, begun, job_row, keep_row, list, progress, shape, turned};
+use super::{HEARD_OF, accounts, begun, job_row, keep_row, progress, shape};
 use crate::domain::accounts::Remaining;
 use crate::domain::ids::{Fingerprint, SliceId};
 use crate::domain::outcome::Outcome;
@@ -13,6 +13,7 @@ use crate::domain::pace::Mark;
 use crate::domain::slice::Shape;
 use crate::embedded::claims::Asker;
 use crate::embedded::disk::StorageError;
+use crate::embedded::listing;
 use crate::embedded::tables::{Bucket, JobRow};
 use crate::embedded::writer::WriteContext;
 use crate::ports::{Claim, ClaimState, Claimed, Recorded, Settle, SliceRef};
@@ -79,7 +80,7 @@ impl Slice {
                     buckets: self.shape.buckets,
                     ..begun(work, entered.as_ref(), self.accepted_at_ms)
                 };
-                list(work, &self.job, &row)?;
+                listing::add(work, &self.job, &row)?;
                 (row, true)
             }
         };
@@ -97,7 +98,7 @@ impl Slice {
                 row.total += u64::from(self.entries);
                 row.rebuilt = true;
                 row.completed_at_ms = None;
-                turned(work, &self.job, &row, true)?;
+                listing::reopen(work, &self.job, &row)?;
                 changed = true;
             }
         }

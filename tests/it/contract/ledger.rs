@@ -43,7 +43,7 @@ on_all! { EmbeddedBench, RedisBench, ClusterBench:
     a_list_that_was_given_up_stays_so_and_its_job_completes,
     jobs_are_listed_newest_first,
     pages_of_jobs_leave_out_nobody,
-    an_open_job_is_found_behind_many_completed_ones,
+    a_job_is_found_behind_many_others,
     the_list_of_open_jobs_follows_every_change,
     jobs_are_found_by_what_is_known_of_them,
     looking_claims_nobody,
@@ -1264,11 +1264,17 @@ async fn pages_of_jobs_leave_out_nobody(bench: &impl StoreBench) {
     assert_eq!([ids_of(&first), ids_of(&second)].concat(), expected[..20]);
 }
 
-/// A query for jobs that run reads those that are open, and not all others first.
-async fn an_open_job_is_found_behind_many_completed_ones(bench: &impl StoreBench) {
+/// A query reads the records of those jobs that may match, and not of all others first.
+async fn a_job_is_found_behind_many_others(bench: &impl StoreBench) {
     let store = bench.store();
-    let open = Job::new(1);
-    let begun = open.submission("s", 1);
+    let mut open = Job::new(1);
+    open.head.app = "rare".to_owned();
+    open.head.target = "rare-im".to_owned();
+    open.head.id = JobId::of("rare", &open.head.client_msg_no);
+    let begun = Submission {
+        tags: vec!["first".to_owned(), "rare".to_owned()],
+        ..open.submission("s", 1)
+    };
     store.accept(&begun).await.unwrap();
     let id = SliceId::new("s", 0);
     let completed = |number: u64| {
@@ -1296,8 +1302,55 @@ async fn an_open_job_is_found_behind_many_completed_ones(bench: &impl StoreBench
         state: Some(JobState::Running),
         ..JobFilter::default()
     };
-    let page = store.jobs(&query(running.clone(), 10)).await.unwrap();
-    assert_eq!((ids_of(&page), page.next), (vec![open.id()], None));
+    let any = JobFilter::default;
+    let text = |text: &str| Some(text.to_owned());
+    let named = |tag: &str| JobFilter {
+        tag: text(tag),
+        ..any()
+    };
+    let filters = [
+        running.clone(),
+        JobFilter {
+            app: text("rare"),
+            ..any()
+        },
+        JobFilter {
+            target: text("rare-im"),
+            ..any()
+        },
+        named("first"),
+        named("rare"),
+        JobFilter {
+            client_msg_no: Some(open.head.client_msg_no.clone()),
+            ..any()
+        },
+        JobFilter {
+            app: text("rare"),
+            ..running.clone()
+        },
+    ];
+    for filter in filters {
+        let page = store.jobs(&query(filter.clone(), 10)).await.unwrap();
+        let found = (ids_of(&page), page.next);
+        assert_eq!(found, (vec![open.id()], None), "{filter:?}");
+        for completed in [JobState::Completed, JobState::Accepted] {
+            let none = JobFilter {
+                state: Some(completed),
+                ..filter.clone()
+            };
+            let expected = match filter == running && completed == JobState::Completed {
+                true => 10,
+                false => 0,
+            };
+            let page = store.jobs(&query(none, 10)).await.unwrap();
+            assert_eq!(page.jobs.len(), expected, "{filter:?}");
+            assert_eq!(page.next.is_some(), expected > 0, "{filter:?}");
+        }
+    }
+    for nobody in [named("ra"), named("rare-im"), named("")] {
+        let page = store.jobs(&query(nobody, 10)).await.unwrap();
+        assert_eq!((page.jobs.len(), page.next), (0, None));
+    }
     let since = JobFilter {
         since_ms: Some(begun.now_ms + 1),
         ..running
@@ -1367,7 +1420,7 @@ async fn the_list_of_open_jobs_follows_every_change(bench: &impl StoreBench) {
     assert_eq!(open, [jobs[3].id()]);
 }
 
-/// More than a query for other jobs looks at.
+/// More than the records that a query reads.
 const COMPLETED: u64 = 2_100;
 
 async fn jobs_are_found_by_what_is_known_of_them(bench: &impl StoreBench) {
