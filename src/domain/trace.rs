@@ -44,6 +44,15 @@ impl SpanPlace {
         }
     }
 
+    /// The first span of a new trace, which is not recorded.
+    pub fn unsampled(trace: u128, span: u64) -> Self {
+        Self {
+            trace,
+            span,
+            flags: 0,
+        }
+    }
+
     /// The place that a `traceparent` names.
     pub fn parse(text: &str) -> Option<Self> {
         let text = traceparent(text)?;
@@ -118,6 +127,7 @@ mod tests {
         assert_eq!(later.to_string(), VALID.replace("-01", "-02"));
         assert_eq!(SpanPlace::root(1, 2).to_string().len(), BYTES);
         assert!(SpanPlace::root(1, 2).is_sampled());
+        assert!(!SpanPlace::unsampled(1, 2).is_sampled());
         assert_eq!(SpanPlace::parse(&VALID[..54]), None);
     }
 }

@@ -30,7 +30,7 @@ use self::results::{pending, standstill, wait};
 use super::access::Caller;
 use super::body::{self, patient, uncompressed};
 use super::submit::BODY_BYTES_MAX;
-use super::{Gateway, Open, PublisherOf};
+use super::{Gateway, Open, PublisherOf, spans};
 use crate::clock::now_ms;
 use crate::domain::job::{JobDocument, MessageDocument};
 use crate::domain::lane::Priority;
@@ -253,7 +253,7 @@ async fn take<B: Broker, S: Store, T: Transport>(
     let held = body::read(shares, &caller, body, BODY_BYTES_MAX, FEWER).await?;
     incoming.body = &held.bytes;
     let mut response = match system.ingress.read_request(&incoming, &system.endpoints) {
-        Ok(asked) => carry_out(gateway, system, asked, &held.bytes).await?,
+        Ok(asked) => carry_out(gateway, system, asked, &incoming).await?,
         Err(spoken) => out(spoken),
     };
     response.extensions_mut().insert(place);
@@ -267,7 +267,7 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     system: &DropInSystem,
     asked: DropInRequest,
-    body: &[u8],
+    incoming: &Incoming<'_>,
 ) -> Result<Response, Failure> {
     let DropInRequest {
         endpoint: index,
@@ -285,7 +285,7 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
     if let Some(nonce) = &nonce {
         first_time(gateway, nonce).await?;
     }
-    let accepted = accept(gateway, system, index, &open, &jobs, body).await;
+    let accepted = accept(gateway, system, index, &open, &jobs, incoming).await;
     let prepared = match accepted {
         Ok(prepared) => prepared,
         Err(failure) => {
@@ -316,7 +316,7 @@ async fn accept<B: Broker, S: Store, T: Transport>(
     index: usize,
     open: &Open<PublisherOf<B>>,
     jobs: &[DropInJob],
-    body: &[u8],
+    incoming: &Incoming<'_>,
 ) -> Result<Vec<Prepared>, Failure> {
     let endpoint = &system.endpoints[index];
     if let Some(block) = system.over_quota(index) {
@@ -329,7 +329,7 @@ async fn accept<B: Broker, S: Store, T: Transport>(
     }
     let mut prepared = Vec::with_capacity(jobs.len());
     for (number, wanted) in jobs.iter().enumerate() {
-        prepared.push(prepare(gateway, system, endpoint, wanted, number, body).await?);
+        prepared.push(prepare(gateway, system, endpoint, wanted, number, incoming.body).await?);
     }
     if !agree_with_each_other(&prepared) {
         return Err(Failure::Conflict);
@@ -339,8 +339,9 @@ async fn accept<B: Broker, S: Store, T: Transport>(
         gateway.has_room(&job.target)?;
     }
     charge(gateway, &asked).await?;
-    open.publish(prepared.iter().map(outgoing).collect())
-        .await?;
+    let trace = spans::given(incoming.headers);
+    let messages = prepared.iter().map(|job| outgoing(job, trace));
+    open.publish(messages.collect()).await?;
     for job in &prepared {
         gateway.enter(&job.job.entry(job.job.recipients)).await;
     }

@@ -56,6 +56,7 @@ mod recall;
 mod routes;
 mod shares;
 mod sorted;
+mod spans;
 mod spec;
 mod spool;
 mod submit;

@@ -1,4 +1,4 @@
-//! Metrics and the access log of the HTTP interface.
+//! Metrics, spans and the access log of the HTTP interface.
 //!
 //! A route is shown as it is declared, without the values in its path, because these name jobs and
 //! recipients. Requests that change something, and refused ones, are logged at `info`, the others
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::access::Caller;
 use super::pool::Share;
 use super::routes::Shared;
+use super::spans;
 use crate::http::server::Peer;
 use crate::ports::Broker;
 
@@ -24,7 +25,7 @@ const OTHER: &str = "other";
 /// Observes one request, from its head to the head of its answer.
 pub(super) async fn observed<B: Broker, S, T>(
     State(gateway): Shared<B, S, T>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let metrics = &gateway.context.metrics;
@@ -32,6 +33,7 @@ pub(super) async fn observed<B: Broker, S, T>(
     let changes = !request.method().is_safe();
     let peer = request.extensions().get::<Arc<Peer>>();
     let network = peer.map_or_else(String::new, |peer| peer.network().to_string());
+    let span = spans::begin(&gateway.context.tracer, &mut request, &route);
     let (in_flight, started) = (metrics.request_begins(), Instant::now());
     let response = next.run(request).await;
     let took = started.elapsed();
@@ -40,6 +42,7 @@ pub(super) async fn observed<B: Broker, S, T>(
     metrics.request(&route, status.as_u16(), took);
     let caller = response.extensions().get::<Arc<Share<Caller>>>();
     let caller = caller.map_or("-", |share| name(share.who()));
+    spans::answered(span, status, caller);
     let (status, took_ms) = (status.as_u16(), took.as_millis() as u64);
     if changes || status >= 400 {
         tracing::info!(target: "fanwise::access", status, took_ms, caller, network, "{route}");

@@ -31,14 +31,13 @@ use super::access::Caller;
 use super::params::Params;
 use super::problem::Refusal;
 use super::upload::{ListKind, Parts};
-use super::{Gateway, Open, PublisherOf};
+use super::{Gateway, Open, PublisherOf, spans};
 use crate::clock::now_ms;
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::job::JOB_BYTES_MAX;
 use crate::domain::lane::Priority;
 use crate::domain::list::Format;
-use crate::domain::trace::traceparent;
 use crate::metrics::LedgerStep;
 use crate::ports::{
     Broker, Entry, Gathered, JobRecord, JobState, Outgoing, Route, Store, Transport,
@@ -155,7 +154,7 @@ impl SubmitOptions {
             // A quoted text, as the draft of the header says, or a bare one.
             key: text(IDEMPOTENCY_KEY).map(|key| key.trim_matches('"').to_owned()),
             wait: headers.get_all(PREFER).iter().find_map(wait),
-            traceparent: text("traceparent").and_then(traceparent).map(str::to_owned),
+            traceparent: spans::given(headers).map(str::to_owned),
         })
     }
 

@@ -283,7 +283,7 @@ async fn renewed_files_are_used_without_a_restart() {
 }
 
 /// Accepts TLS connections from clients with a certificate of this CA, and passes their bytes on.
-async fn before(plain: std::net::SocketAddr, server: &Pair, ca: &Authority) -> u16 {
+pub(crate) async fn before(plain: std::net::SocketAddr, server: &Pair, ca: &Authority) -> u16 {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
     roots

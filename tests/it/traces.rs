@@ -13,9 +13,13 @@ use axum::routing::post;
 use axum::{Json, Router};
 use lapin::types::FieldTable;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::embedded::Place;
-use crate::support::world::{Plan, http_get, users};
+use crate::support::certificates::Authority;
+use crate::support::world::{BOUND, Plan, http_get, users};
+use crate::tls::before;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PRODUCER: &str = "b7ad6b7169203331";
@@ -41,13 +45,16 @@ impl Collector {
     }
 
     fn spans(&self) -> Vec<Value> {
-        let requests = self.0.lock().unwrap();
-        let spans = requests.iter().flat_map(|(_, body)| {
-            let spans = &body["resourceSpans"][0]["scopeSpans"][0]["spans"];
-            spans.as_array().unwrap().clone()
-        });
-        spans.collect()
+        spans_of(&self.0.lock().unwrap())
     }
+}
+
+fn spans_of(requests: &[(HeaderMap, Value)]) -> Vec<Value> {
+    let spans = requests.iter().flat_map(|(_, body)| {
+        let spans = &body["resourceSpans"][0]["scopeSpans"][0]["spans"];
+        spans.as_array().unwrap().clone()
+    });
+    spans.collect()
 }
 
 async fn take(State(collector): State<Collector>, headers: HeaderMap, body: Bytes) -> Json<Value> {
@@ -169,6 +176,166 @@ async fn a_sampled_job_is_one_trace_from_the_producer_to_the_call() {
     let resource = &body["resourceSpans"][0]["resource"];
     assert_eq!(attribute(resource, "service.name")["stringValue"], "shop");
     world.end().await;
+}
+
+/// One request to a gateway; the status of its answer.
+async fn request(port: u16, head: &str, headers: &[(&str, &str)], body: &[u8]) -> u16 {
+    let lines = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"));
+    let head = format!(
+        "{head} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n{}\r\n",
+        body.len(),
+        lines.collect::<String>()
+    );
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(body).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+/// A request in a sampled trace has a span, and what it submits is below it. One that only reads
+/// begins no trace.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_the_parent_of_the_intake() {
+    let (address, collector) = Collector::start().await;
+    let tracing = format!("[tracing]\notlp_url = \"http://{address}\"");
+    let place = Place::with("traces-request", &tracing).await;
+    let mut process = place.serve().await;
+    let port = place.gateway;
+    let (sampled, unsampled) = (traceparent("01"), traceparent("00"));
+    let submit = async |key: &str, headers: &[(&str, &str)]| {
+        let body = job(key, &users(2));
+        request(port, "POST /v1/jobs", headers, &body).await
+    };
+    assert_eq!(submit("sampled", &[("Traceparent", &sampled)]).await, 202);
+    assert_eq!(
+        submit("unsampled", &[("Traceparent", &unsampled)]).await,
+        202
+    );
+    assert_eq!(submit("without", &[]).await, 202);
+    let told = [("Traceparent", sampled.as_str())];
+    assert_eq!(request(port, "GET /v1/jobs/nobody", &told, b"").await, 404);
+    assert_eq!(request(port, "GET /v1/jobs", &[], b"").await, 200);
+    for key in ["sampled", "unsampled", "without"] {
+        place.completed(key).await;
+    }
+    process.terminate();
+    assert_eq!(process.wait(Duration::from_secs(30)).await.code(), Some(0));
+
+    let spans = collector.spans();
+    let text = |span: &Value, key: &str| {
+        let value = attribute(span, key)["stringValue"].as_str();
+        value.unwrap().to_owned()
+    };
+    let status = |span: &Value| attribute(span, "http.response.status_code")["intValue"].clone();
+    let mut requests = named(&spans, "request");
+    requests.sort_by_key(|span| text(span, "http.request.method"));
+    let [get, post] = requests[..] else {
+        panic!("{spans:#?}")
+    };
+    assert_eq!(
+        (get["parentSpanId"].as_str(), &get["kind"]),
+        (Some(PRODUCER), &json!(2))
+    );
+    assert_eq!(
+        (text(get, "http.route"), status(get)),
+        ("GET /v1/jobs/{job}".to_owned(), json!("404"))
+    );
+    assert_eq!(post["parentSpanId"], PRODUCER);
+    assert_eq!(
+        (text(post, "http.route"), status(post)),
+        ("POST /v1/jobs".to_owned(), json!("202"))
+    );
+    assert!(post.get("status").is_none(), "{post}");
+    let [intake] = named(&spans, "intake")[..] else {
+        panic!("{spans:#?}")
+    };
+    assert_eq!(intake["parentSpanId"], post["spanId"]);
+    assert!(
+        spans.iter().all(|span| span["traceId"] == TRACE),
+        "{spans:#?}"
+    );
+}
+
+/// If traces begin at the gateway, each submission is one trace, and no worker decides once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn traces_of_jobs_over_http_begin_at_the_gateway() {
+    let (address, collector) = Collector::start().await;
+    let tracing =
+        |ratio: &str| format!("[tracing]\notlp_url = \"http://{address}\"\nsample_ratio = {ratio}");
+    for (ratio, traces) in [("1", 4), ("0.000000000001", 0)] {
+        let place = Place::with("traces-root", &tracing(ratio)).await;
+        let mut process = place.serve().await;
+        for key in ["a", "b", "c", "d"] {
+            let body = job(key, &users(2));
+            assert_eq!(
+                request(place.gateway, "POST /v1/jobs", &[], &body).await,
+                202
+            );
+            assert_eq!(request(place.gateway, "GET /v1/jobs", &[], b"").await, 200);
+            place.completed(key).await;
+        }
+        process.terminate();
+        assert_eq!(process.wait(Duration::from_secs(30)).await.code(), Some(0));
+        let spans = std::mem::take(&mut *collector.0.lock().unwrap());
+        let spans = spans_of(&spans);
+        let (requests, intakes) = (named(&spans, "request"), named(&spans, "intake"));
+        assert_eq!(
+            (requests.len(), intakes.len()),
+            (traces, traces),
+            "{spans:#?}"
+        );
+        let below = |it: &&Value| {
+            requests
+                .iter()
+                .any(|request| request["spanId"] == it["parentSpanId"])
+        };
+        assert!(intakes.iter().all(below), "{spans:#?}");
+        // The target learns what was decided.
+        for entry in place.mock.accepted() {
+            let told = entry.traceparent.unwrap().to_string();
+            assert_eq!(told.ends_with("-01"), traces > 0, "{told}");
+        }
+    }
+}
+
+/// A collector behind TLS with a private CA that asks for a certificate.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_is_reached_over_tls_with_a_private_ca() {
+    let (address, collector) = Collector::start().await;
+    let (ca, other) = (Authority::new("own"), Authority::new("other"));
+    let server = ca.sign("collector", "DNS:collector.internal");
+    let client = ca.sign("fanwise", "DNS:fanwise");
+    let port = before(address, &server, &ca).await;
+    let tracing = format!(
+        "[tracing]\notlp_url = \"https://127.0.0.1:{port}\"\nsample_ratio = 1\nserver_name = \"collector.internal\"\n\
+         certificate = {:?}\nkey = {:?}",
+        client.certificate, client.key
+    );
+    for (ca_file, known) in [(other.file(), false), (ca.file(), true)] {
+        let more = format!("{tracing}\nca_file = {ca_file:?}");
+        let place = Place::with("traces-tls", &more).await;
+        let mut process = place.serve().await;
+        let body = job("k", &users(2));
+        assert_eq!(
+            request(place.gateway, "POST /v1/jobs", &[], &body).await,
+            202
+        );
+        place.completed("k").await;
+        if !known {
+            process
+                .until_prints("the collector takes no spans", BOUND)
+                .await;
+        }
+        process.terminate();
+        assert_eq!(process.wait(BOUND).await.code(), Some(0));
+        assert_eq!(!collector.spans().is_empty(), known);
+    }
+    assert_eq!(named(&collector.spans(), "intake").len(), 1);
 }
 
 /// A collector that takes the connection and never answers neither delays nor loses a send, and the

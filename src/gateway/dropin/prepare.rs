@@ -201,11 +201,14 @@ async fn content_key<B: Broker, S: Store, T: Transport>(
     Ok(if repeats { before } else { key(slot) })
 }
 
-pub(super) fn outgoing(Prepared { job, body, .. }: &Prepared) -> Outgoing {
+pub(super) fn outgoing(
+    Prepared { job, body, .. }: &Prepared,
+    traceparent: Option<&str>,
+) -> Outgoing {
     Outgoing {
         route: Route::Job(Priority::Normal),
         body: body.clone(),
         message_id: format!("{}/{}", job.id, job.submission),
-        traceparent: None,
+        traceparent: traceparent.map(str::to_owned),
     }
 }

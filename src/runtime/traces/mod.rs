@@ -1,8 +1,8 @@
-//! Records spans of sampled traces for an OpenTelemetry collector: the intake of a job, each
-//! delivery of a slice, and each call to a target.
+//! Records spans of sampled traces for an OpenTelemetry collector: requests of the HTTP interface, the
+//! intake of a job, each delivery of a slice, and each call to a target.
 //!
 //! A trace is recorded if the `traceparent` of the job asks for it. A job without one begins a
-//! trace of its own, for the configured share of jobs. The intake puts its own span into the slices
+//! trace of its own, for the configured share of jobs; if it came over HTTP, the gateway decides. The intake puts its own span into the slices
 //! that it publishes, and a call puts its span into the request, so that the spans of producer,
 //! worker and target are one tree. The rest of a slice keeps the `traceparent` of the intake.
 //!
@@ -12,7 +12,7 @@
 //!
 //! The encoding is the JSON of OTLP over HTTP, which every collector takes. It is written here and
 //! not by the `opentelemetry` crates, because these bring another HTTP client, and what is needed of
-//! them is three kinds of spans.
+//! them is four kinds of spans.
 
 mod export;
 mod otlp;
@@ -43,6 +43,7 @@ struct Recorder {
 /// What a span is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SpanKind {
+    Request,
     Intake,
     Slice,
     Call,
@@ -110,6 +111,14 @@ impl Tracer {
         let recorder = self.0.as_ref()?;
         let root = || SpanPlace::root(fastrand::u128(1..), random());
         (fastrand::f64() < recorder.sample_ratio).then(|| Span::begin(recorder, kind, root(), None))
+    }
+
+    /// The `traceparent` of a trace that is not recorded, if traces may begin here: what is below it
+    /// begins none.
+    pub(crate) fn unsampled(&self) -> Option<String> {
+        let begins = |recorder: &&Arc<Recorder>| recorder.sample_ratio > 0.0;
+        self.0.as_ref().filter(begins)?;
+        Some(SpanPlace::unsampled(fastrand::u128(1..), random()).to_string())
     }
 }
 

@@ -7,15 +7,17 @@ use super::{Attribute, Record, SpanKind};
 impl SpanKind {
     pub(super) fn name(self) -> &'static str {
         match self {
+            Self::Request => "request",
             Self::Intake => "intake",
             Self::Slice => "slice",
             Self::Call => "call",
         }
     }
 
-    /// The number of OTLP's `SpanKind`: consumer or client.
+    /// The number of OTLP's `SpanKind`: server, consumer or client.
     fn number(self) -> u8 {
         match self {
+            Self::Request => 2,
             Self::Intake | Self::Slice => 5,
             Self::Call => 3,
         }
