@@ -307,8 +307,10 @@ async fn redrive(access: &Access, args: RedriveArgs) -> Result<Exit, Failure> {
         priority: args.priority.parse().unwrap_or_default(),
         filter,
     };
-    let request = confirmed(access, request, args.confirm_above).await?;
-    let done = access.redrive(&request).await?;
+    let done = match confirmed(access, request, args.confirm_above).await? {
+        Confirmed::Redrive(request) => access.redrive(&request).await?,
+        Confirmed::Nothing(found) => found,
+    };
     if args.json {
         output::json(&done)?;
     } else {
@@ -322,15 +324,22 @@ async fn redrive(access: &Access, args: RedriveArgs) -> Result<Exit, Failure> {
     })
 }
 
+/// What remains to be done once it is known how many it concerns.
+enum Confirmed {
+    Redrive(RedriveRequest),
+    /// Nothing is selected, and there is nothing.
+    Nothing(Redriven),
+}
+
 /// Asks for a confirmation if there is no filter, because the command then sends again to every
 /// failed recipient in every job of every app, and if it would send to more than `above`.
 async fn confirmed(
     access: &Access,
     request: RedriveRequest,
     above: u64,
-) -> Result<RedriveRequest, Failure> {
+) -> Result<Confirmed, Failure> {
     if request.confirm || request.dry_run {
-        return Ok(request);
+        return Ok(Confirmed::Redrive(request));
     }
     let counting = RedriveRequest {
         dry_run: true,
@@ -340,7 +349,13 @@ async fn confirmed(
     let found = access.redrive(&counting).await?;
     let selects = !request.filter.is_empty();
     if selects && found.recipients <= above {
-        return Ok(request);
+        return Ok(Confirmed::Redrive(request));
+    }
+    if found.recipients == 0 {
+        return Ok(Confirmed::Nothing(Redriven {
+            dry_run: false,
+            ..found
+        }));
     }
     let all = match selects {
         true => "",
@@ -358,10 +373,10 @@ async fn confirmed(
         ));
     }
     match output::is_meant(&what)? {
-        true => Ok(RedriveRequest {
+        true => Ok(Confirmed::Redrive(RedriveRequest {
             confirm: true,
             ..request
-        }),
+        })),
         false => refused("nothing was sent: not confirmed".to_owned()),
     }
 }

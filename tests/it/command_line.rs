@@ -206,6 +206,10 @@ async fn sends_and_shows(there: &There) {
     assert!(first.contains("accepted: job "), "{}", sent.stderr);
     assert!(!sent.stderr.contains("WARN"), "{}", sent.stderr);
     assert!(sent.stdout.contains("2 sent of 2"), "{}", sent.stdout);
+    // Where there are no dead letters, there is nothing to confirm.
+    let none = there.run(&["dead", "redrive"]).await;
+    assert_eq!(none.code, Some(0), "{}", none.stderr);
+    assert_eq!(none.stdout, "nothing is sent again\n");
 
     let some_fail = ["send", "--client-msg-no", "k2", "--text", "hi", "--wait"];
     let failed = there

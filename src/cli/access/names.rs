@@ -67,9 +67,27 @@ pub(in crate::cli) fn known<'a>(
         |near| format!("; did you mean {near:?}?"),
     );
     let names: Vec<_> = names.collect();
-    let what = format!(
-        "there is no {what} {name:?}{hint} There are: {}",
-        names.join(", ")
-    );
+    let names = match names.as_slice() {
+        [] => "none".to_owned(),
+        names => names.join(", "),
+    };
+    let what = format!("there is no {what} {name:?}{hint} There are: {names}");
     Err(Failure::message(Exit::Unavailable, what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_told_with_what_there_is() {
+        let told = |names: &[&str]| {
+            let failed = known("target", "imm", names.iter().copied()).unwrap_err();
+            failed.error.to_string()
+        };
+        let near = "there is no target \"imm\"; did you mean \"im\"? There are: hook, im";
+        assert_eq!(told(&["hook", "im"]), near);
+        assert_eq!(told(&[]), "there is no target \"imm\". There are: none");
+        assert!(known("target", "im", ["im"].into_iter()).is_ok());
+    }
 }
