@@ -68,8 +68,9 @@
 //!
 //! *Directives* (pause, cancel, re-rate) are in the store. Every worker compares their version
 //! twice a second, which with Redis reads one field of one key. Before each call the worker checks
-//! whether the call may leave, at the price of one load, so a directive also holds back calls that
-//! wait for a place. Paused work waits on the retry ladder and looks again after as long as the
+//! whether the call may leave, at the price of two loads, so a directive also holds back calls that
+//! wait for a place. No call starts on directives that are older than a second: a process that was
+//! stopped reads them first (`runtime::known_directives`). Paused work waits on the retry ladder and looks again after as long as the
 //! pause has lasted, at most a minute ([`domain::directive`]).
 //!
 //! *Time.* Outside of the sending hours slices wait on the ladder. Where recipients bring a zone of

@@ -3,6 +3,9 @@
 //!
 //! A call is made once, with one exception. A target that refuses a credential has carried nothing
 //! out, so the call is made once more with a new credential.
+//!
+//! Fetching a credential and probing take time, so the caller is asked just before the request
+//! leaves whether it may.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,18 +34,20 @@ pub(crate) struct Caller<'a, T> {
     pub(crate) target: &'a TargetRuntime,
     pub(crate) transport: &'a T,
     pub(crate) traceparent: Option<&'a str>,
+    /// Whether the request may still leave.
+    pub(crate) may_leave: &'a (dyn Fn() -> bool + Sync),
 }
 
 impl<T: Transport> Caller<'_, T> {
     /// Makes a call for these recipients. `in_doubt`: an earlier call for them may have been
-    /// carried out, so the target is asked first.
+    /// carried out, so the target is asked first. `None`: the request was not to leave.
     pub(crate) async fn call(
         &self,
         calls: &dyn Calls,
         recipients: &[&str],
         in_doubt: bool,
-    ) -> Called {
-        let called = |verdict, cleared| Called { verdict, cleared };
+    ) -> Option<Called> {
+        let called = |verdict, cleared| Some(Called { verdict, cleared });
         let mut cleared = false;
         if in_doubt && let Some(probed) = self.probe(calls, recipients).await {
             match probed {
@@ -51,7 +56,7 @@ impl<T: Transport> Caller<'_, T> {
                 Probed::Unknown => return called(Verdict::All(lost()), false),
             }
         }
-        let verdict = self.once(calls, recipients).await;
+        let verdict = self.once(calls, recipients).await?;
         let unknown = verdict
             .whole()
             .is_some_and(|it| it.class == Class::Uncertain && !it.unprovable);
@@ -72,18 +77,10 @@ impl<T: Transport> Caller<'_, T> {
 
     /// Waits until the target's credential is there, if it needs one.
     pub(crate) async fn credential(&self) -> Result<(), TargetAnswer> {
-        let TargetRuntime {
-            target, keyring, ..
-        } = self.target;
-        let Some(login) = target.login() else {
-            return Ok(());
-        };
-        let timeout = self.target.call_timeout;
-        let held = keyring.get(login, self.transport, timeout).await;
-        held.map(drop)
+        self.held().await.map(drop)
     }
 
-    async fn once(&self, calls: &dyn Calls, recipients: &[&str]) -> Verdict {
+    async fn once(&self, calls: &dyn Calls, recipients: &[&str]) -> Option<Verdict> {
         let started = Instant::now();
         let read = |reply: Result<HttpReply, SendError>| {
             let verdict = match &reply {
@@ -100,33 +97,39 @@ impl<T: Transport> Caller<'_, T> {
             call_log.note(name, recipients.len(), started.elapsed(), &reply, &verdict);
             verdict
         };
-        let first = match self.authorised(|| calls.request(recipients)).await {
-            Ok((reply, held)) => (read(reply), held),
-            Err(answer) => return Verdict::All(answer),
-        };
-        let (verdict, Some(held)) = first else {
-            return first.0;
-        };
-        if !verdict.whole().is_some_and(|answer| answer.stale) {
-            return verdict;
-        }
-        self.target.keyring.refuse(&held);
-        match self.authorised(|| calls.request(recipients)).await {
-            Ok((reply, _)) => read(reply),
-            Err(answer) => Verdict::All(answer),
+        let mut refused = false;
+        loop {
+            let held = match self.held().await {
+                Ok(held) => held,
+                Err(answer) => return Some(Verdict::All(answer)),
+            };
+            if !(self.may_leave)() {
+                return None;
+            }
+            let verdict = read(self.send(held.as_deref(), calls.request(recipients)).await);
+            match held {
+                Some(held) if !refused && verdict.whole().is_some_and(|it| it.stale) => {
+                    self.target.keyring.refuse(&held);
+                    refused = true;
+                }
+                _ => return Some(verdict),
+            }
         }
     }
 
-    /// Sends a request of this target. An error means that it could not be made.
-    async fn authorised(
-        &self,
-        request: impl FnOnce() -> Request,
-    ) -> Result<(Result<HttpReply, SendError>, Option<Arc<Held>>), TargetAnswer> {
+    /// The credential of the target; none if it needs none.
+    async fn held(&self) -> Result<Option<Arc<Held>>, TargetAnswer> {
         let TargetRuntime {
-            target,
-            keyring,
-            metrics,
-            ..
+            target, keyring, ..
+        } = self.target;
+        let timeout = self.target.call_timeout;
+        held(self.transport, target.login(), keyring, timeout).await
+    }
+
+    /// Sends a request of this target.
+    async fn send(&self, held: Option<&Held>, request: Request) -> Result<HttpReply, SendError> {
+        let TargetRuntime {
+            target, metrics, ..
         } = self.target;
         let timeout = self.target.call_timeout;
         let sign = |request: &mut Request, signing| {
@@ -137,17 +140,9 @@ impl<T: Transport> Caller<'_, T> {
         };
         metrics.in_flight.inc();
         let _in_flight = self.target.under_way.begin();
-        let sent = authorised(
-            self.transport,
-            target.login(),
-            keyring,
-            timeout,
-            sign,
-            request,
-        )
-        .await;
+        let sent = send(self.transport, target.login(), held, timeout, sign, request).await;
         metrics.in_flight.dec();
-        if let Ok((Err(SendError::NotSent { .. }), _)) = &sent {
+        if let Err(SendError::NotSent { .. }) = &sent {
             metrics.unreached();
         }
         sent
@@ -160,10 +155,11 @@ impl<T: Transport> Caller<'_, T> {
         for turn in 1..=PROBES {
             let request = calls.probe(recipients)?;
             tokio::time::sleep(wait).await;
-            let probed = match self.authorised(|| request).await {
-                Ok((Ok(reply), _)) => calls.read_probe(recipients, &reply),
-                Ok((Err(_), _)) | Err(_) => Probed::Unknown,
+            let reply = match self.held().await {
+                Ok(held) => self.send(held.as_deref(), request).await.ok(),
+                Err(_) => None,
             };
+            let probed = reply.map_or(Probed::Unknown, |reply| calls.read_probe(recipients, &reply));
             tracing::debug!(
                 turn, probed = ?probed, waited_ms = started.elapsed().as_millis() as u64,
                 "a call in doubt was probed"
@@ -187,12 +183,34 @@ pub(crate) async fn authorised<T: Transport>(
     sign: impl FnOnce(&mut Request, Signing),
     request: impl FnOnce() -> Request,
 ) -> Result<(Result<HttpReply, SendError>, Option<Arc<Held>>), TargetAnswer> {
-    let held = match login {
+    let held = held(transport, login, keyring, timeout).await?;
+    let request = request();
+    let sent = send(transport, login, held.as_deref(), timeout, sign, request).await;
+    Ok((sent, held))
+}
+
+async fn held<T: Transport>(
+    transport: &T,
+    login: Option<&dyn Login>,
+    keyring: &Keyring,
+    timeout: Duration,
+) -> Result<Option<Arc<Held>>, TargetAnswer> {
+    Ok(match login {
         Some(login) => Some(keyring.get(login, transport, timeout).await?),
         None => None,
-    };
-    let mut request = request();
-    if let (Some(login), Some(held)) = (login, &held) {
+    })
+}
+
+/// Sends a request with this credential, signed.
+async fn send<T: Transport>(
+    transport: &T,
+    login: Option<&dyn Login>,
+    held: Option<&Held>,
+    timeout: Duration,
+    sign: impl FnOnce(&mut Request, Signing),
+    mut request: Request,
+) -> Result<HttpReply, SendError> {
+    if let (Some(login), Some(held)) = (login, held) {
         login.apply(&mut request, held.secret.expose());
     }
     let signing = Signing {
@@ -200,7 +218,7 @@ pub(crate) async fn authorised<T: Transport>(
         nonce: fastrand::u128(..),
     };
     sign(&mut request, signing);
-    Ok((transport.send(request, timeout).await, held))
+    transport.send(request, timeout).await
 }
 
 /// The answer for the call of a worker that ended: its result is not known.

@@ -17,6 +17,7 @@ use super::callbacks::Callbacks;
 use super::complete_lists::CompleteLists;
 use super::credential::Keyring;
 use super::health::{Admission, Health};
+use super::known_directives::KnownDirectives;
 use super::ledger_health::LedgerHealth;
 use super::paces::Paces;
 use super::pending::PendingRecipients;
@@ -174,6 +175,7 @@ pub struct Context<S, T> {
     parked: watch::Sender<HashMap<String, Parking>>,
     standstills: TargetStandstills,
     directives: watch::Sender<Board>,
+    pub(super) known_directives: KnownDirectives,
     progress: Seldom,
     waiting: Seldom,
     pub(crate) complete: CompleteLists,
@@ -262,6 +264,7 @@ impl<S: Store, T> Context<S, T> {
             parked: watch::Sender::new(HashMap::new()),
             standstills: TargetStandstills::default(),
             directives: watch::Sender::new(Board::default()),
+            known_directives: KnownDirectives::default(),
             progress: Seldom::default(),
             waiting: Seldom::default(),
             complete: CompleteLists::default(),

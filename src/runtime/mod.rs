@@ -17,6 +17,7 @@ mod count_users;
 pub(crate) mod credential;
 mod health;
 mod identify;
+mod known_directives;
 pub(crate) mod ledger_health;
 mod paces;
 mod pending;

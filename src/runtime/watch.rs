@@ -1,8 +1,9 @@
 //! Keeps what a process knows of the store up to date.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
@@ -30,33 +31,49 @@ pub async fn watch_store<S: Store, T: Transport>(
     stop: &CancellationToken,
 ) {
     let targets: Vec<String> = context.targets.keys().cloned().collect();
-    let (mut known, mut heartbeats) = (0, Heartbeats::new(role, context.process));
+    let mut heartbeats = Heartbeats::new(role, context.process);
     let look = async {
         loop {
             // An error is noted where it occurs, and the next round comes soon.
-            let _ = look_once(context, &targets, &mut known, &mut heartbeats).await;
+            let _ = look_once(context, &targets, &mut heartbeats).await;
             context.show_directives();
             context.tidy();
-            tokio::time::sleep(POLL).await;
+            sleep(POLL).await;
         }
     };
-    let _: Option<()> = stop.run_until_cancelled(look).await;
+    // Boxed, because the steps of the ledger are large and this lives as long as the process.
+    let both = async { tokio::join!(Box::pin(read_directives(context)), Box::pin(look)) };
+    let _ = stop.run_until_cancelled(both).await;
 }
 
-/// One round. It takes over the directives before the ledger counts as up, so that a worker that
-/// starts sends nothing before it knows them.
+/// Reads the directives again and again; at once when a call waits for them.
+async fn read_directives<S: Store, T>(context: &Context<S, T>) -> Infallible {
+    let mut known = 0;
+    loop {
+        let asked = Instant::now();
+        let directives = context.store.directives(known);
+        match context.try_step(LedgerStep::Direct, directives).await {
+            Ok(directed) => {
+                if let Some(directed) = directed {
+                    known = directed.version;
+                    context.note_directives(directed);
+                }
+                context.note_directives_read(asked);
+                context.until_directives_are_wanted().await;
+            }
+            Err(_) => sleep(POLL).await,
+        }
+    }
+}
+
+/// One round. It waits for the directives before the ledger counts as up, so that a worker that
+/// starts takes no work before it knows them.
 async fn look_once<S: Store, T>(
     context: &Context<S, T>,
     targets: &[String],
-    known: &mut u64,
     heartbeats: &mut Heartbeats,
 ) -> Result<(), LedgerError> {
-    let directives = context.store.directives(*known);
-    let directed = context.try_step(LedgerStep::Direct, directives).await?;
-    if let Some(directed) = directed {
-        *known = directed.version;
-        context.note_directives(directed);
-    }
+    context.until_directives_are_new().await;
     let asked = Instant::now();
     let parked = context.store.parked(targets);
     let parked = context.try_step(LedgerStep::Park, parked).await?;

@@ -344,9 +344,17 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
     }
 
     /// Whether the directives let a call leave; asked before each call. A call without units of any
-    /// limit does not leave when the first limit has been set. If no directive has changed since the
-    /// last check, this costs one comparison.
-    fn may_leave(&self, directives: &watch::Receiver<Board>, has_units: bool) -> bool {
+    /// limit does not leave when the first limit has been set. If the directives are new enough and
+    /// none has changed since the last check, this costs two comparisons.
+    fn may_leave(
+        &self,
+        directives: &watch::Receiver<Board>,
+        has_units: bool,
+        now: Instant,
+    ) -> bool {
+        if !self.session.context.directives_are_new(now) && !self.goes_without_ledger() {
+            return false;
+        }
         if !directives.has_changed().unwrap_or(false) {
             return true;
         }
@@ -370,21 +378,44 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         self.opens_ms(now_ms).is_none() && own.is_none_or(|own| own.are_open(recipients, now_ms))
     }
 
+    /// Waits until the directives are new enough for calls to start. An app that sends while the
+    /// ledger is down goes on with those that it knows.
+    async fn know_directives(&self) -> Result<(), Pause> {
+        let context = &*self.session.context;
+        if self.goes_without_ledger() || context.directives_are_new(Instant::now()) {
+            return Ok(());
+        }
+        let mut ledger_up = context.ledger_up();
+        let goes_without = async {
+            match self.fail_open {
+                true => drop(ledger_up.wait_for(|up| !*up).await),
+                false => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.session.halt.cancelled() => Err(Pause::Deferred(Duration::ZERO)),
+            () = context.until_directives_are_new() => Ok(()),
+            () = goes_without => Ok(()),
+        }
+    }
+
     /// Makes a call, unless a directive holds it back, its sending hours are over, or it waited so
-    /// long for the target's credential that its units of the limits are too old. `until`: when they
-    /// are.
+    /// long that its claims or its units of the limits are too old.
     async fn one_call(
         &self,
         call: Call,
         personal: Option<Box<dyn Calls>>,
         directives: watch::Receiver<Board>,
-        until: Option<Instant>,
+        granted: Until,
         permit: tokio::sync::SemaphorePermit<'_>,
     ) -> Back {
+        let may_leave = || self.may_leave(&directives, granted.units.is_some(), Instant::now());
         let mut caller = Caller {
             target: &self.target,
             transport: &self.session.context.transport,
             traceparent: self.traceparent.as_deref(),
+            may_leave: &may_leave,
         };
         let began = Instant::now();
         if !call.in_doubt
@@ -401,10 +432,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             };
         }
         let started = Instant::now();
-        if !self.may_leave(&directives, until.is_some())
-            || !self.are_open(&call.members, now_ms())
-            || until.is_some_and(|until| started >= until)
-        {
+        if !may_leave() || !self.are_open(&call.members, now_ms()) || granted.is_over(started) {
             return Back { call, called: None };
         }
         let one;
@@ -430,12 +458,11 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         let called = caller.call(calls, recipients, call.in_doubt).await;
         let took = started.elapsed();
         drop(permit);
-        spans::answered(span, &called.verdict);
-        self.target.metrics.call(class_of(&called.verdict), took);
-        Back {
-            call,
-            called: Some(called),
+        if let Some(called) = &called {
+            spans::answered(span, &called.verdict);
+            self.target.metrics.call(class_of(&called.verdict), took);
         }
+        Back { call, called }
     }
 
     /// Opens the call of one recipient of a personal job and checks it against the target's limits.
@@ -471,6 +498,21 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
                 .renew(self.slice_ref(), self.owner, context.settings.lease, &held);
         // Not repeated: the next tick comes before the lease ends, and the lease outlives the call.
         let _ = context.try_step(LedgerStep::Renew, renewal).await;
+    }
+}
+
+/// Until when a call may start.
+#[derive(Clone, Copy)]
+struct Until {
+    /// Its claims last much longer than that.
+    claims: Instant,
+    /// Its units of the limits are for this time. `None` without limits.
+    units: Option<Instant>,
+}
+
+impl Until {
+    fn is_over(&self, now: Instant) -> bool {
+        now >= self.claims || self.units.is_some_and(|units| now >= units)
     }
 }
 
@@ -592,6 +634,9 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
     /// the recipients without an outcome end.
     async fn go_on(&mut self, flight: &mut Flight<'a, S, T, P>) -> Result<Option<Outcome>, Pause> {
         let scope = self.scope;
+        flight
+            .during(&self.delivery, scope.know_directives())
+            .await?;
         let control = scope.control(&self.directives.borrow_and_update());
         let over = self.over(&control);
         self.check_time(over.is_some(), &control)?;
@@ -680,10 +725,12 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
             false => self.known(flight).await,
         };
         self.delivery.pick(granted.calls, granted.recipients);
+        let claims = Instant::now() + self.scope.session.context.settings.lease / 3;
         let calls = self.claim(&batch, None, flight).await?;
         let calls = self.fill_in(calls);
         let calls = self.within_cap(calls, flight).await?;
-        let (calls, until) = self.spend(granted.units, calls, flight).await;
+        let (calls, units) = self.spend(granted.units, calls, flight).await;
+        let until = Until { claims, units };
         match calls.is_empty() {
             true => self.scope.target.health.probe_unused(),
             false => self.note_first_attempt(),

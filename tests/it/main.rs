@@ -91,6 +91,8 @@ mod retries;
 mod steady;
 /// Steering: tags, start, deadline, priority, the audit trail; how soon a change takes effect.
 mod steering;
+/// Processes that are stopped by a signal and go on.
+mod stopped;
 /// Redis: the ledger against a model, the throttle against its arithmetic.
 mod store;
 /// Shared parts: servers, a link that can be cut, processes, bounded waits.

@@ -192,7 +192,8 @@ impl Client {
     /// Adds `host`, `user-agent` and `content-length`; the request may set the first two itself.
     pub async fn send(&self, request: Request, timeout: Duration) -> Result<HttpReply, SendError> {
         let shared = &*self.shared;
-        let deadline = Instant::now() + timeout;
+        let started = Instant::now();
+        let deadline = started + timeout;
         let origin = Origin::of(&request.uri).map_err(Broken::not_sent)?;
         let mut connection = match shared.reuse(origin).await {
             Some(connection) => connection,
@@ -201,6 +202,12 @@ impl Client {
                 .await
                 .map_err(Broken::not_sent)?,
         };
+        let patience = timeout.min(shared.settings.connect_timeout);
+        if started.elapsed() > patience {
+            // The process was stopped meanwhile: what the caller knew may be wrong by now.
+            let what = format!("no connection within {patience:?}");
+            return Err(Broken::new("connect_timeout", what).not_sent());
+        }
         let written = connection.written();
         let exchange = connection.exchange(&request, shared.settings.reply_bytes_max);
         let broken = match timeout_at(deadline, exchange).await {
