@@ -8,13 +8,14 @@
 //! A recipient with a call in doubt stays marked until the target answers what became of the call.
 //! If the job ends first, or a later call is refused, the recipient ends `uncertain` (promise 4).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
 
 use super::fallback::{FallsOn, ForFallback};
 use super::message_id::MessageId;
 use super::outcome::{Class, Next, OnUncertain, Outcome, TargetAnswer, Verdict};
+use super::schedule::rung;
 use super::slice::{Ended, Remark, Slice, Unrecorded};
 
 mod remainder;
@@ -169,9 +170,12 @@ pub struct Delivery {
     unrecorded: Unrecorded,
     /// Entries that are not recipients of this delivery and that no earlier one finished.
     missing: u32,
-    /// Recipients that wait for their own sending hours, and when the first of these begin.
-    put_off: usize,
+    /// Recipients that wait for a time of their own: their sending hours, or their next attempt; and
+    /// the first of these times.
+    put_off: BTreeSet<usize>,
     opens_ms: Option<u64>,
+    /// When the next attempt of recipients is due that wait longer than the slice.
+    due: BTreeMap<usize, u64>,
 }
 
 impl Delivery {
@@ -208,8 +212,18 @@ impl Delivery {
                 .saturating_sub(here),
             unrecorded: slice.unrecorded.clone(),
             ended,
-            put_off: 0,
+            put_off: BTreeSet::new(),
             opens_ms: None,
+            due: slice
+                .due_later
+                .iter()
+                .flat_map(|due| {
+                    due.recipients
+                        .iter()
+                        .map(|index| (*index as usize, due.at_ms))
+                })
+                .filter(|(index, _)| *index < slice.recipients.len())
+                .collect(),
         }
     }
 
@@ -254,10 +268,13 @@ impl Delivery {
 
     // --- Own sending hours -------------------------------------------------------------------
 
-    /// Leaves recipients that are outside of their own sending hours for a later delivery, before
-    /// anything is claimed. `opens`: when the hours of a recipient begin, unless it is within them. A
-    /// call in doubt keeps its recipients, so all of them wait.
-    pub fn put_off(&mut self, opens: impl Fn(usize) -> Option<u64>) {
+    /// Leaves recipients for a later delivery, before anything is claimed, that are outside of their
+    /// own sending hours or whose next attempt is not due. `opens`: when the hours of a recipient
+    /// begin, unless it is within them. A call in doubt keeps its recipients, so all of them wait.
+    pub fn put_off(&mut self, now_ms: u64, opens: impl Fn(usize) -> Option<u64>) {
+        let all_due = std::mem::take(&mut self.due);
+        let due = |index| all_due.get(&index).copied().filter(|at| *at > now_ms);
+        let opens = |index| opens(index).max(due(index));
         for call in std::mem::take(&mut self.todo) {
             let in_doubt = call.clone().any(|index| self.doubts.contains_key(&index));
             let latest = call.clone().filter_map(&opens).max();
@@ -271,21 +288,37 @@ impl Delivery {
             let opens_ms = if in_doubt { Some(latest) } else { first };
             let earliest = [self.opens_ms, opens_ms].into_iter().flatten().min();
             self.opens_ms = earliest;
-            self.put_off += closed.len();
+            self.put_off.extend(&closed);
             self.leave(closed);
             self.todo.extend(contiguous(&open));
         }
+        self.due = all_due;
     }
 
-    /// If all that are left wait for their own sending hours, so does the remainder. Otherwise it
-    /// returns for the others.
-    pub fn wait_for_hours(&mut self, now_ms: u64) {
-        let left = self.count(Place::Left) + self.waiting();
-        if let Some(opens_ms) = self.opens_ms
-            && left == self.put_off
-        {
-            self.delay = Duration::from_millis(opens_ms.saturating_sub(now_ms));
+    /// Whether recipients wait longer than the slice for their next attempt.
+    pub fn any_due_later(&self) -> bool {
+        !self.due.is_empty()
+    }
+
+    /// If recipients are left that wait for a time of their own, the remainder comes back at the
+    /// first of these times, and those that are retried later wait until then by themselves. Returns
+    /// whether it does.
+    pub fn wait_for_hours(&mut self, now_ms: u64) -> bool {
+        self.due.retain(|index, _| self.put_off.contains(index));
+        let Some(opens_ms) = self.opens_ms else {
+            return false;
+        };
+        let opens_in = Duration::from_millis(opens_ms.saturating_sub(now_ms));
+        let left = self.all(Place::Left);
+        let retried: Vec<_> = left.filter(|it| !self.put_off.contains(it)).collect();
+        if !retried.is_empty() && self.delay <= opens_in {
+            return false;
         }
+        let due_ms = now_ms + rung(self.delay).as_millis() as u64;
+        self.due
+            .extend(retried.into_iter().map(|index| (index, due_ms)));
+        self.delay = opens_in;
+        true
     }
 
     // --- Claim -------------------------------------------------------------------------------

@@ -132,6 +132,7 @@ impl Slice {
             calls: Vec::new(),
             retries: 0,
             due_at_ms: None,
+            due_later: Vec::new(),
             doubts: Vec::new(),
             ..self.clone()
         }

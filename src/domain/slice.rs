@@ -178,6 +178,10 @@ pub struct Slice {
     /// directive changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due_at_ms: Option<u64>,
+    /// Recipients that wait longer than the slice, which comes back when the sending hours of others
+    /// begin; left out while there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub due_later: Vec<DueLater>,
     /// Recipients without an outcome.
     pub recipients: Vec<String>,
     /// The request to list all users of the target, in place of recipients.
@@ -216,6 +220,14 @@ pub struct Slice {
     /// Outcomes and releases that the ledger could not take while it was away.
     #[serde(default, skip_serializing_if = "Unrecorded::is_empty")]
     pub unrecorded: Unrecorded,
+}
+
+/// Recipients whose next attempt is due at a time of their own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DueLater {
+    pub at_ms: u64,
+    /// By position in the slice.
+    pub recipients: Vec<u32>,
 }
 
 /// Outcomes and releases that deliveries know and the ledger lacks. They are recorded first,

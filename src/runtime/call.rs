@@ -159,7 +159,9 @@ impl<T: Transport> Caller<'_, T> {
                 Ok(held) => self.send(held.as_deref(), request).await.ok(),
                 Err(_) => None,
             };
-            let probed = reply.map_or(Probed::Unknown, |reply| calls.read_probe(recipients, &reply));
+            let probed = reply.map_or(Probed::Unknown, |reply| {
+                calls.read_probe(recipients, &reply)
+            });
             tracing::debug!(
                 turn, probed = ?probed, waited_ms = started.elapsed().as_millis() as u64,
                 "a call in doubt was probed"

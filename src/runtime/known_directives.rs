@@ -102,7 +102,10 @@ mod tests {
     fn directives_are_new_for_as_long_as_one_reading_may_be_missed() {
         let known = KnownDirectives::default();
         let asked = Instant::now();
-        assert!(!known.are_new(asked), "none are known before the first answer");
+        assert!(
+            !known.are_new(asked),
+            "none are known before the first answer"
+        );
         known.note(asked);
         let old = AGE_MAX + Duration::from_millis(2);
         assert!(known.are_new(asked) && known.are_new(asked + AGE_MAX - Duration::from_millis(2)));

@@ -645,9 +645,13 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         }
         if over.is_none()
             && let Some(own) = &scope.own_hours
-            && let Some(closed) = own.closed(now_ms())
         {
-            self.delivery.put_off(|index| closed.opens_ms(index));
+            let now = now_ms();
+            let closed = own.closed(now);
+            if closed.is_some() || self.delivery.any_due_later() {
+                let opens = |index| closed.as_ref()?.opens_ms(index);
+                self.delivery.put_off(now, opens);
+            }
         }
         if over.is_some() || self.together {
             return Ok(over);

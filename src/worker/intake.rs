@@ -681,6 +681,7 @@ impl<B: Session, S: Store, T: Transport, P: Publisher> Expansion<B, S, T, P> {
             lane: lane.clone(),
             first_attempt_at_ms: None,
             due_at_ms: None,
+            due_later: Vec::new(),
             together: None,
             recipients: Vec::new(),
             enumeration: Some(Enumeration {
@@ -826,6 +827,7 @@ impl<B: Session, S: Store, T: Transport, P: Publisher> Expansion<B, S, T, P> {
             lane: lane.clone(),
             first_attempt_at_ms: None,
             due_at_ms: None,
+            due_later: Vec::new(),
             enumeration: None,
             together: together.cloned(),
             vars: if personal { vars.collect() } else { Vec::new() },

@@ -3,6 +3,7 @@
 use std::time::UNIX_EPOCH;
 
 use fanwise_mock_im::Entry;
+use serde_json::json;
 
 use crate::embedded::Place;
 use crate::support::wait::until;
@@ -112,7 +113,11 @@ struct Zones {
 
 impl Zones {
     fn new() -> Self {
-        let opens = UNIX_EPOCH.elapsed().unwrap().as_secs() + 4;
+        Self::opening_in(4)
+    }
+
+    fn opening_in(seconds: u64) -> Self {
+        let opens = UNIX_EPOCH.elapsed().unwrap().as_secs() + seconds;
         let kinds = [
             ("open", r#"{"tz":"Etc/GMT-2"}"#),
             ("soon", r#"{"tz":"UTC"}"#),
@@ -202,6 +207,44 @@ async fn each_recipient_is_sent_to_within_the_hours_of_its_own_zone() {
     assert_eq!(record["accounts"]["cancelled"], 24, "{record}");
     first.drain().await;
     second.drain().await;
+    world.end().await;
+}
+
+/// The hours of some begin on time while others of their slice wait half an hour for a retry, which
+/// is not made before its time.
+#[tokio::test(flavor = "multi_thread")]
+async fn hours_begin_on_time_while_others_wait_for_a_retry() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("own-hours-retry").await;
+    world.mock.patch_faults(&json!({"error_503": 1.0})).unwrap();
+    let slow = [
+        ("FANWISE_RETRY__DELAY_MIN", "40m"),
+        ("FANWISE_RETRY__DELAY_MAX", "40m"),
+    ];
+    let worker = world.worker_with(&slow).await;
+    let zones = Zones::opening_in(8);
+    let job = world.send("zones", &zones.list, &zones.flags()).await;
+    until("the retries wait", BOUND, async || {
+        let metrics = worker.metrics().await;
+        let waits = metrics["fanwise_retries_total{target=\"im\"}"];
+        (waits >= 3.0 * 24.0).then_some(())
+    })
+    .await;
+    world.mock.patch_faults(&json!({"error_503": 0.0})).unwrap();
+    until("those whose hours begin", BOUND, async || {
+        let record = world.job(&job).await?;
+        (record["accounts"]["sent"] == 24).then_some(())
+    })
+    .await;
+    let log = world.mock.accepted();
+    let on_time =
+        |it: &Entry| it.recipient.starts_with("soon") && it.at_us >= zones.opens * 1_000_000;
+    assert!(log.len() == 24 && log.iter().all(on_time), "{log:?}");
+    let cancelled = world.run(&["job", "cancel", &job]).await;
+    assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["cancelled"], 4 * 24, "{record}");
+    worker.drain().await;
     world.end().await;
 }
 

@@ -80,7 +80,10 @@ async fn stops(plan: Plan, name: &str) {
             world.json(&["job", "cancel", &job]).await;
         }
         let record = world.completed(&job).await;
-        assert!(record["accounts"]["cancelled"].as_u64() > Some(0), "{record}");
+        assert!(
+            record["accounts"]["cancelled"].as_u64() > Some(0),
+            "{record}"
+        );
         assert_none_since(&world, since, command);
     }
     worker.drain().await;
@@ -111,7 +114,10 @@ async fn a_worker_that_was_stopped_sends_nothing_while_the_ledger_is_away() {
     assert_none_since(&world, since, "the ledger went away");
     redis.resume();
     let record = world.completed(&job).await;
-    assert!(record["accounts"]["cancelled"].as_u64() > Some(0), "{record}");
+    assert!(
+        record["accounts"]["cancelled"].as_u64() > Some(0),
+        "{record}"
+    );
     assert_none_since(&world, since, "the cancel");
     worker.drain().await;
     world.end().await;
@@ -150,13 +156,24 @@ async fn serve_goes_on_after_it_was_stopped() {
     let process = place.serve().await;
     let recipients = users(20_000);
     let list = recipients.join("\n");
-    let send = ["send", "--client-msg-no", "job", "--text", "hi", "--file", "-"];
+    let send = [
+        "send",
+        "--client-msg-no",
+        "job",
+        "--text",
+        "hi",
+        "--file",
+        "-",
+    ];
     let sent = place.run(&send, list.as_bytes()).await;
     assert_eq!(sent.code, Some(0), "{}", sent.stderr);
     until_accepted(&place.mock, 1000).await;
     process.freeze();
     tokio::time::sleep(STOPPED).await;
-    assert!(place.mock.accepted().len() < recipients.len(), "it was not stopped");
+    assert!(
+        place.mock.accepted().len() < recipients.len(),
+        "it was not stopped"
+    );
     process.resume();
     let record = place.completed("job").await;
     assert_eq!(record["accounts"]["sent"], recipients.len(), "{record}");

@@ -998,6 +998,7 @@ async fn publish_old_slice(world: &World, part: &str) {
     let together = together(&job.part);
     let lane = Lane::of_small_jobs(&job.head.target, 0);
     let slice = Slice {
+        due_later: Vec::new(),
         v: 1,
         id: SliceId::new(&job.submission, 0),
         head: Arc::new(Head {

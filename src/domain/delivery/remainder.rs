@@ -7,7 +7,7 @@ use super::{Delivery, Place};
 use crate::domain::fallback::ForFallback;
 use crate::domain::ids::Owner;
 use crate::domain::outcome::TargetAnswer;
-use crate::domain::slice::{Remark, SLICE_VERSION_FALLBACK, Slice, Unrecorded};
+use crate::domain::slice::{DueLater, Remark, SLICE_VERSION_FALLBACK, Slice, Unrecorded};
 
 impl Delivery {
     /// The slice for a later delivery: the recipients without an outcome, and the outcomes that the
@@ -39,6 +39,7 @@ impl Delivery {
             lane: slice.lane.clone(),
             first_attempt_at_ms,
             due_at_ms: None,
+            due_later: due_later(&self.due, &members),
             enumeration: None,
             together: slice.together.clone(),
             recipients: members
@@ -122,4 +123,17 @@ fn remarks_of(remarks: &BTreeMap<usize, TargetAnswer>, members: &[usize]) -> Vec
         }
     }
     found
+}
+
+/// When the next attempt of these recipients is due, by their position among them.
+fn due_later(due: &BTreeMap<usize, u64>, members: &[usize]) -> Vec<DueLater> {
+    let mut by_time: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+    for (position, index) in members.iter().enumerate() {
+        if let Some(at_ms) = due.get(index) {
+            by_time.entry(*at_ms).or_default().push(position as u32);
+        }
+    }
+    let each = by_time.into_iter();
+    each.map(|(at_ms, recipients)| DueLater { at_ms, recipients })
+        .collect()
 }

@@ -11,7 +11,7 @@ use crate::domain::fallback::{FailureClass, Fallback};
 use crate::domain::ids::{JobId, Owner, SliceId};
 use crate::domain::lane::Priority;
 use crate::domain::message::{Content, Options};
-use crate::domain::slice::{Addressed, Head, SLICE_VERSION_PLAIN, Shape, Unrecorded};
+use crate::domain::slice::{Addressed, DueLater, Head, SLICE_VERSION_PLAIN, Shape, Unrecorded};
 
 /// A list of this many recipients, some of them twice, in one slice.
 pub(in crate::domain) fn slice(people: u32, repeats: u32) -> Slice {
@@ -50,6 +50,7 @@ pub(in crate::domain) fn slice(people: u32, repeats: u32) -> Slice {
         lane: "im.normal.0".parse().unwrap(),
         first_attempt_at_ms: None,
         due_at_ms: None,
+        due_later: Vec::new(),
         recipients: (0..people).map(|number| format!("user-{number}")).collect(),
         enumeration: None,
         together: None,
@@ -819,7 +820,7 @@ fn recipients_outside_of_their_hours_are_put_off() {
     let slice = slice(10, 0);
     let rules = rules(OnUncertain::Retry);
     let mut delivery = Delivery::new(&slice, 4);
-    delivery.put_off(|index| (index % 3 == 0).then_some(5_000 + index as u64));
+    delivery.put_off(0, |index| (index % 3 == 0).then_some(5_000 + index as u64));
     assert_eq!(delivery.waiting(), 6);
     let calls = claim_all(&mut delivery, ClaimState::Granted, rules);
     let called: Vec<_> = calls.iter().flat_map(|call| call.members.clone()).collect();
@@ -846,7 +847,7 @@ fn retries_do_not_wait_for_the_hours_of_others() {
     let slice = slice(4, 0);
     let rules = rules(OnUncertain::Retry);
     let mut delivery = Delivery::new(&slice, 1);
-    delivery.put_off(|index| (index == 0).then_some(3_600_000));
+    delivery.put_off(0, |index| (index == 0).then_some(3_600_000));
     let calls = claim_all(&mut delivery, ClaimState::Granted, rules);
     for call in &calls {
         let failed = Verdict::All(answer(Class::Transient));
@@ -858,6 +859,52 @@ fn retries_do_not_wait_for_the_hours_of_others() {
     let attempts: BTreeMap<_, _> = left.recipients.iter().zip(&left.attempts).collect();
     assert_eq!(attempts[&"user-0".to_owned()], &0);
     assert_eq!(attempts[&"user-3".to_owned()], &1);
+}
+
+/// The hours of a recipient begin on time, also while others of its slice wait longer for their next
+/// attempt. These wait on until then.
+#[test]
+fn hours_do_not_wait_for_the_retries_of_others() {
+    let rules = rules(OnUncertain::Retry);
+    let minutes = |minutes: u64| 60_000 * minutes;
+    let opens = |now: u64| move |index| (index == 0 && now < minutes(3)).then_some(minutes(3));
+    let fail = |delivery: &mut Delivery| {
+        for call in claim_all(delivery, ClaimState::Granted, rules) {
+            let failed = Verdict::All(answer(Class::Transient));
+            delivery.answered(&call, &failed, false, rules, |_| Duration::from_secs(1800));
+        }
+    };
+    let first = slice(4, 0);
+    let mut delivery = Delivery::new(&first, 2);
+    delivery.put_off(0, opens(0));
+    fail(&mut delivery);
+    assert!(delivery.wait_for_hours(0));
+    assert_eq!(delivery.delay(), Duration::from_secs(180));
+    let second = delivery.remainder(&first, Owner(1), None);
+    let at = |name: &str, slice: &Slice| {
+        let position = slice.recipients.iter().position(|it| it == name).unwrap();
+        let here = |due: &&DueLater| due.recipients.contains(&(position as u32));
+        slice.due_later.iter().find(here).map(|due| due.at_ms)
+    };
+    assert_eq!(at("user-0", &second), None);
+    assert_eq!(at("user-3", &second), Some(minutes(30)));
+    // Its hours have begun, and it fails too: the others are due before it.
+    let mut delivery = Delivery::new(&second, 2);
+    delivery.put_off(minutes(3), |_| None);
+    assert_eq!(delivery.waiting(), 1);
+    fail(&mut delivery);
+    assert!(delivery.wait_for_hours(minutes(3)));
+    assert_eq!(delivery.delay(), Duration::from_secs(27 * 60));
+    let third = delivery.remainder(&second, Owner(2), None);
+    assert_eq!(at("user-0", &third), Some(minutes(33)));
+    assert_eq!(at("user-1", &third), Some(minutes(30)));
+    // All are due.
+    let mut delivery = Delivery::new(&third, 2);
+    delivery.put_off(minutes(33), |_| None);
+    assert_eq!(delivery.waiting(), 4);
+    assert!(!delivery.wait_for_hours(minutes(33)));
+    let last = delivery.remainder(&third, Owner(3), None);
+    assert_eq!(last.due_later, []);
 }
 
 /// The target tells a repeated call by its recipients, so a call in doubt waits for all of them.
@@ -874,7 +921,7 @@ fn a_call_in_doubt_waits_as_a_whole() {
         ..slice(4, 0)
     };
     let mut delivery = Delivery::new(&whole, 4);
-    delivery.put_off(|index| (index % 2 == 1).then_some(7_000 + index as u64));
+    delivery.put_off(0, |index| (index % 2 == 1).then_some(7_000 + index as u64));
     // The call of the first two waits for the second of them, and the last one by itself.
     assert_eq!(delivery.waiting(), 1);
     let left = delivery.remainder(&whole, Owner(1), None);

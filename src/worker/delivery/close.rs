@@ -50,8 +50,8 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
         }
         self.give_up_asked().await;
         self.bury().await?;
-        if !stopped {
-            self.delivery.wait_for_hours(now_ms());
+        if !stopped && self.delivery.wait_for_hours(now_ms()) {
+            self.due_at_ms = None;
         }
         self.finish_record().await?;
         self.tell_reached().await;
