@@ -34,6 +34,9 @@ pub struct DeadLetter {
     /// The recipients are groups of this kind, not users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_type: Option<u8>,
+    /// The job keeps the ids of its messages, and so does a redrive.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_ids: bool,
     /// The message as the job carried it.
     #[schemars(with = "serde_json::Value")]
     pub message: Box<RawValue>,

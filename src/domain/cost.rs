@@ -30,7 +30,7 @@ impl Prices {
     }
 
     /// The most units that any message takes.
-    fn most(&self) -> u32 {
+    pub fn most(&self) -> u32 {
         match self.per_kilobyte {
             0 => self.types.values().copied().max().unwrap_or(1),
             _ => COST_MAX,

@@ -10,9 +10,10 @@ use super::slice::Addressed;
 const ID_BYTES_MAX: usize = 64;
 
 /// What a target calls a message, and when it took it, where it says so.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MessageId {
     pub id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_ms: Option<u64>,
 }
 

@@ -55,6 +55,7 @@ pub fn document(letter: &DeadLetter, priority: Priority) -> serde_json::Result<J
         target: Some(letter.target.clone()),
         sender: letter.sender.clone(),
         category: letter.category.clone(),
+        keep_ids: letter.keep_ids,
         options: Some(options),
         priority: Some(priority),
         // Features that the target does not support were dropped or refused when the first job was
@@ -123,6 +124,7 @@ mod tests {
                 sender: Some("news".to_owned()),
                 category: Some("marketing".to_owned()),
                 group_type: None,
+                keep_ids: true,
                 message: raw(message.clone()),
                 options: raw(json!({"unread": false, "expire_seconds": 7})),
                 first_attempt_at: String::new(),
@@ -135,6 +137,7 @@ mod tests {
             assert_eq!(job["client_msg_no"], "promo~r1");
             assert_eq!(job["sender"], "news");
             assert_eq!(job["category"], "marketing");
+            assert_eq!(job["keep_ids"], true);
             assert_eq!(job["options"]["expire_seconds"], 7);
             assert_eq!(job["options"]["unread"], false);
         }

@@ -17,6 +17,7 @@ use super::ids::{Fingerprint, Fingerprinter, JobId, Owner, SliceId};
 use super::lane::{EXPRESS_RECIPIENTS_MAX, Lane, Priority};
 use super::limits::Rate;
 use super::message::{Content, MessageDocument, Options};
+use super::message_id::MessageId;
 use super::outcome::{Class, OnUncertain, Outcome, TargetAnswer};
 use super::parts::{self, Bounds};
 use super::placeholders::as_it_stands;
@@ -237,6 +238,9 @@ pub struct Unrecorded {
     /// Outcomes with their recipients, which are no longer recipients of the slice.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outcomes: Vec<(Outcome, Vec<String>)>,
+    /// The ids of messages to some of these recipients.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ids: Vec<(String, MessageId)>,
     /// Claims to release, by their owner, of recipients that were certainly not sent to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub release: Vec<(Owner, Vec<String>)>,

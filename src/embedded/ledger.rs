@@ -375,7 +375,6 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
                 expires_at_ms: submission.expires_at_ms,
                 tags: submission.tags.clone(),
                 fallback: submission.fallback.clone(),
-                keeps_ids: submission.keeps_ids.clone(),
                 ..begun(work, entered.as_ref(), submission.now_ms)
             };
             listing::add(work, &job, &row)?;
@@ -387,6 +386,9 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
     row.callback_url = row.callback_url.or_else(|| wanted.cloned());
     let wanted = submission.reply_to.as_ref();
     row.reply_to = row.reply_to.or_else(|| wanted.cloned());
+    // The first one that keeps ids decides.
+    let wanted = submission.keeps_ids.as_ref();
+    row.keeps_ids = row.keeps_ids.or_else(|| wanted.cloned());
     let (shape, template) = (shape(&row), row.template);
     let key = (row.life, submission.submission.as_str());
     let submissions = work.tables.submissions.open()?;
@@ -586,7 +588,7 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError>
         reply_to: row.reply_to,
         fallback: row.fallback,
         sent_by_fallback: row.sent_by_fallback,
-        keep_ids: row.keeps_ids.is_some(),
+        keep_ids: row.keeps_ids.is_some() || row.has_ids,
         keeps_ids: row.keeps_ids,
         pace: row.pace,
         app: row.app,

@@ -582,6 +582,9 @@ pub(super) struct JobRow {
     pub(super) sent_by_fallback: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) keeps_ids: Option<KeepsIds>,
+    /// The ledger has ids of messages, whatever it knows of the job.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) has_ids: bool,
     #[serde(default)]
     pub(super) pace: Pace,
     /// Known to be durable in a queue, and not registered yet; `total` is then the announced

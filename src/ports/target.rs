@@ -124,9 +124,10 @@ pub trait Calls: Send + Sync {
 }
 
 /// The result of a probe for a call in doubt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probed {
-    Sent,
+    /// Sent, with the id of the message if the job keeps it and the target says one.
+    Sent(Option<MessageId>),
     /// Not sent, as far as the target knows now. The worker believes it after two such answers,
     /// with a pause between them.
     NotSent,

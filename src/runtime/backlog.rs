@@ -11,13 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, RECONNECT};
 use crate::domain::ids::{Fingerprint, Owner, SliceId};
+use crate::domain::message_id::KeptId;
 use crate::domain::outcome::Outcome;
 use crate::domain::slice::{Head, Shape};
 use crate::error::chain;
 use crate::metrics::LedgerStep;
 use crate::ports::{LedgerError, Reason, Settle, SliceRef, Store};
 
-/// Most recipients that the backlog keeps, at some 30 bytes each. It reaches this number only if
+/// Most recipients that the backlog keeps, at some 30 bytes each, and 100 with an id. It reaches this number only if
 /// the ledger stays down while sessions are lost again and again.
 const RECIPIENTS_MAX: usize = 100_000;
 
@@ -29,6 +30,8 @@ pub(crate) struct UnrecordedDelivery {
     pub(crate) shape: Shape,
     pub(crate) owner: Owner,
     pub(crate) outcomes: Vec<(Fingerprint, Outcome)>,
+    /// The ids of messages to some of these recipients.
+    pub(crate) ids: Vec<(Fingerprint, KeptId)>,
     pub(crate) release: Vec<Fingerprint>,
     pub(crate) doubted: Vec<Fingerprint>,
     /// Claims that were asked for and not answered.
@@ -53,6 +56,7 @@ impl UnrecordedDelivery {
         // Does not end the slice: the slice comes back, and its next delivery ends it.
         Settle {
             outcomes: &self.outcomes,
+            ids: &self.ids,
             release: &self.release,
             doubted: &self.doubted,
             unused: &self.unused,

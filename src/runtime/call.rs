@@ -51,7 +51,7 @@ impl<T: Transport> Caller<'_, T> {
         let mut cleared = false;
         if in_doubt && let Some(probed) = self.probe(calls, recipients).await {
             match probed {
-                Probed::Sent => return called(Verdict::All(TargetAnswer::done()), false),
+                Probed::Sent(id) => return called(Verdict::All(TargetAnswer::done_as(id)), false),
                 Probed::NotSent => cleared = true,
                 Probed::Unknown => return called(Verdict::All(lost()), false),
             }
@@ -64,7 +64,7 @@ impl<T: Transport> Caller<'_, T> {
             return called(verdict, cleared);
         }
         match self.probe(calls, recipients).await {
-            Some(Probed::Sent) => called(Verdict::All(TargetAnswer::done()), false),
+            Some(Probed::Sent(id)) => called(Verdict::All(TargetAnswer::done_as(id)), false),
             Some(Probed::NotSent) => {
                 let text = "the reply was lost, and the target answered twice that the message \
                     was not sent";

@@ -1,22 +1,26 @@
-//! Recalls the messages of a job, one call for each, at the rate that the target takes.
+//! Recalls the messages of a job, one call for each, within the limits of the target (`units`). While
+//! the target is parked or paused, nothing is recalled.
 //!
 //! The ledger notes the result of some messages at a time. A run that ends early, or is killed, is
 //! right to repeat: it goes on with the messages that have no result. A message whose call was made
 //! and not noted is recalled once more, which changes nothing at the target.
 
+mod units;
+
 use std::collections::VecDeque;
 
 use futures_util::future::join_all;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::Instant;
 
 use super::call::authorised;
 use super::context::{Context, TargetRuntime};
+use crate::clock::now_ms;
+use crate::domain::directive::{Kind, Scope};
 use crate::domain::ids::{Fingerprint, JobId};
-use crate::domain::limits::{Cost, Grant, LimitScope, Weight};
+use crate::domain::lane::Priority;
 use crate::domain::message_id::{KeepsIds, KeptId, RecallState};
 use crate::domain::outcome::{Class, TargetAnswer};
-use crate::ports::{JobRecord, LedgerError, Limit, Recall, Recalled, Request, Store, Transport};
-use crate::runtime::WAIT_MAX;
+use crate::ports::{JobRecord, LedgerError, Recall, Recalled, Request, Store, Transport};
 use crate::service::api::RecallResult;
 
 /// Calls at a time, and results that are noted together.
@@ -117,6 +121,7 @@ impl<'a> Recallable<'a> {
         until: Instant,
     ) -> Result<RecallResult, LedgerError> {
         let (mut from, mut failures) = (Some(0), 0);
+        let left_before = result.left;
         while let Some(place) = from {
             let page = context.store.kept_page(self.record, place).await?;
             let due = page.ids.into_iter().filter_map(|(fingerprint, id)| {
@@ -132,7 +137,20 @@ impl<'a> Recallable<'a> {
                 };
                 let same = due.iter().take_while(|it| it.id.by_fallback == by_fallback);
                 let most = same.count().min(AT_ONCE);
-                let Some(units) = lease(context, target, most, until).await? else {
+                if let Some(why) = held_up(context, target) {
+                    result.stop_because(why);
+                    return Ok(result);
+                }
+                let Ok(recall) = target.target.recall() else {
+                    break;
+                };
+                let priority = self.record.priority.unwrap_or(Priority::Normal);
+                let units = units::lease(context, target, recall, priority, most, until);
+                let Some(units) = units.await? else {
+                    if result.left == left_before {
+                        // The limits have granted nothing yet.
+                        result.retry_after_seconds = Some(1);
+                    }
                     return Ok(result);
                 };
                 let some: Vec<_> = due.drain(..units).collect();
@@ -160,6 +178,13 @@ impl<'a> Recallable<'a> {
                 let stop = answers.iter().find(stops);
                 let silent = answers.last().filter(|_| failures >= FAILURES_MAX);
                 if let Some(answer) = stop.or(silent) {
+                    if answer.class == Class::Throttled {
+                        // The account is throttled as a whole: sends wait too.
+                        let job = self.record.job.to_string();
+                        context
+                            .heed(target, &job, None, answer.class, answer)
+                            .await;
+                    }
                     result.stop(answer);
                     return Ok(result);
                 }
@@ -209,35 +234,18 @@ impl<'a> Recallable<'a> {
     }
 }
 
-/// Waits for units of the target's limit of recalls, at most `most` of them; `None` when the time is
-/// over.
-async fn lease<S: Store, T: Transport>(
+/// Why nothing is to be sent to the target now, if so; and for how many seconds, if that is known.
+fn held_up<S: Store, T>(
     context: &Context<S, T>,
     target: &TargetRuntime,
-    most: usize,
-    until: Instant,
-) -> Result<Option<usize>, LedgerError> {
-    let Ok(recall) = target.target.recall() else {
-        return Ok(None);
-    };
-    let name = format!("{} recall", target.name);
-    let limit = Limit {
-        scope: LimitScope::Target,
-        name: &name,
-        rate: recall.limit(),
-        cost: Cost::PerCall,
-        weight: Weight::ONE,
-    };
-    loop {
-        if Instant::now() >= until {
-            return Ok(None);
-        }
-        match context.store.lease(&limit, most as u32, WAIT_MAX).await? {
-            Grant::Units { units, after } => {
-                sleep(after).await;
-                return Ok(Some(units.max(1) as usize));
-            }
-            Grant::Later { after } => sleep_until((Instant::now() + after).min(until)).await,
-        }
+) -> Option<(String, Option<u64>)> {
+    let (name, now) = (&target.name, now_ms());
+    if let Some(park) = context.park_of(name) {
+        let left = park.until_ms.saturating_sub(now).div_ceil(1000);
+        return Some((format!("target {name:?} is parked: {park}"), Some(left)));
     }
+    let directives = context.directives();
+    let board = directives.borrow();
+    let pause = board.find(Scope::Target, name, Kind::Pause, now)?;
+    Some((format!("target {name:?} is {pause}"), None))
 }

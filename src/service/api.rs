@@ -253,10 +253,10 @@ pub struct RecallResult {
     pub without_id: u64,
     /// Calls of this request that failed; their messages are among those that are left.
     pub failed: u64,
-    /// Why the request ended early: the answer of the target.
+    /// Why the request ended early: the answer of the target, or what holds the target up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped: Option<String>,
-    /// When to repeat the request, if the target asks to wait.
+    /// When to repeat the request, if it is to wait: for the target, or for its limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_seconds: Option<u64>,
 }
@@ -291,6 +291,12 @@ impl RecallResult {
         *counter += 1;
         self.left = self.left.saturating_sub(1);
         true
+    }
+
+    /// The request ends because the target is held up, for so many seconds.
+    pub fn stop_because(&mut self, (why, seconds): (String, Option<u64>)) {
+        self.stopped = Some(why);
+        self.retry_after_seconds = seconds;
     }
 
     /// The request ends with this answer.

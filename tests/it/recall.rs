@@ -5,13 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use crate::support::process::{Finished, run_fanwise};
-use crate::support::world::{BOUND, Plan, World, users};
+use crate::support::relay::Relay;
+use crate::support::servers::{PrivateRedis, amqp_url};
+use crate::support::wait::until;
+use crate::support::world::{BOUND, Plan, World, http_get, users};
 
-async fn world(name: &str, target: &str) -> Option<World> {
-    let mut plan = Plan::shared()?;
+/// A NetEase app with these further lines.
+fn netease(mut plan: Plan, more: &str) -> Plan {
     plan.own_url = true;
-    plan.target = target.to_owned();
-    Some(plan.start(name).await)
+    plan.target = format!(
+        "url = \"http://{{address}}/nimserver\"\ntype = \"netease\"\nsender = \"news\"\n\
+         app_key = \"mock-key\"\napp_secret = \"mock-secret\"\n{more}"
+    );
+    plan
 }
 
 /// What is told of each recipient of a list.
@@ -43,11 +49,8 @@ async fn recall(server: &str, job: &str, more: &[&str]) -> Finished {
 /// message back once, in as many requests as it needs.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_messages_of_a_job_are_taken_back_once() {
-    let target = "url = \"http://{address}/nimserver\"\ntype = \"netease\"\nsender = \"news\"\n\
-                  app_key = \"mock-key\"\napp_secret = \"mock-secret\"\nlimit = \"1000/s\"";
-    let Some(world) = world("recall", target).await else {
-        return;
-    };
+    let Some(plan) = Plan::shared() else { return };
+    let world = netease(plan, "limit = \"1000/s\"").start("recall").await;
     let worker = world.worker().await;
     let gateway = world.gateway(&[("FANWISE_GATEWAY__WAIT_MAX", "1s")]).await;
     let server = format!("http://127.0.0.1:{}", gateway.port);
@@ -140,5 +143,158 @@ async fn the_messages_of_a_job_are_taken_back_once() {
     );
     worker.drain().await;
     gateway.end().await;
+    world.end().await;
+}
+
+/// Recalls and sends take the limit of the target together, and neither keeps the other from it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recall_takes_its_part_of_the_limit_of_the_target() {
+    let Some(plan) = Plan::shared() else { return };
+    let plan = netease(plan, "limit = \"40/s burst 4\"");
+    let world = plan.start("recall-limit").await;
+    let worker = world.worker().await;
+    let gateway = world.gateway(&[("FANWISE_GATEWAY__WAIT_MAX", "1s")]).await;
+    let server = format!("http://127.0.0.1:{}", gateway.port);
+    let kept = world.send("kept", &users(60), &["--keep-ids"]).await;
+    world.completed(&kept).await;
+    // A call for each.
+    let others = (0..5000).map(|number| format!(r#"{{"id":"v{number}","vars":{{"n":{number}}}}}"#));
+    let others: Vec<String> = others.collect();
+    let personal = [
+        "send",
+        "--client-msg-no",
+        "busy",
+        "--text",
+        "hi {{ n }}",
+        "--json",
+    ];
+    let bulk = ["--format", "ndjson", "--file", "-", "--priority", "bulk"];
+    let sent = [&personal[..], &bulk].concat();
+    let sent = world
+        .run_with_input(&sent, others.join("\n").as_bytes())
+        .await;
+    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    until("the other job", BOUND, async || {
+        (world.mock.stats().accepted > 70).then_some(())
+    })
+    .await;
+    let done = recall(&server, &kept, &["--yes"]).await;
+    assert_eq!(done.code, Some(0), "{}{}", done.stdout, done.stderr);
+    let recalled = world.mock.recalled();
+    assert_eq!(recalled.len(), 60);
+    let (first, last) = (recalled[0].at_us, recalled[59].at_us);
+    let mut sent = world.mock.accepted();
+    sent.retain(|it| it.recipient.starts_with('v'));
+    let during = sent.iter().map(|it| it.at_us);
+    let during = during.filter(|at| (first..=last).contains(at)).count();
+    assert!(during > 30, "{during} sends in {} us", last - first);
+    let mut all: Vec<u64> = sent.iter().map(|it| it.at_us).collect();
+    all.extend(recalled.iter().map(|it| it.at_us));
+    all.sort_unstable();
+    // The burst, and blocks of the worker and of the recall that came late.
+    let most = 40 + 4 + 2 * 2 + 2;
+    let second = |index: usize| {
+        let end = all[index] + 1_000_000;
+        all[index..].iter().take_while(|it| **it < end).count()
+    };
+    let highest = (0..all.len()).map(second).max().unwrap();
+    assert!(highest <= most, "{highest} in a second");
+
+    // A target that is paused recalls nothing, and says so.
+    let more = world.send("more", &users(3), &["--keep-ids"]).await;
+    world.completed(&more).await;
+    world.json(&["target", "pause", "im"]).await;
+    until("the gateway knows", BOUND, async || {
+        let metrics = http_get(gateway.admin, "/metrics").await?;
+        let paused = "fanwise_directives{action=\"pause\",scope=\"target\"} 1\n";
+        metrics.contains(paused).then_some(())
+    })
+    .await;
+    let refused = recall(&server, &more, &["--yes"]).await;
+    let told = refused.stderr.contains("target \"im\" is paused");
+    assert!(refused.code == Some(75) && told, "{}", refused.stderr);
+    assert_eq!(world.mock.recalled().len(), 60);
+    world.json(&["job", "cancel", "busy"]).await;
+    worker.drain().await;
+    gateway.end().await;
+    world.end().await;
+}
+
+/// The ledger takes the outcomes of a job late: from a worker that lost its session meanwhile, or, for
+/// an app that fails open, with the rest of the slice. It gets the ids with them.
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_are_kept_when_the_ledger_takes_the_outcomes_late() {
+    for fails_open in [false, true] {
+        let (Some(amqp), Some(mut redis)) = (amqp_url(), PrivateRedis::start().await) else {
+            return;
+        };
+        let (relay, amqp) = Relay::before(&amqp).await;
+        let mut plan = netease(Plan::on(&amqp, redis.url()), "limit = \"1000/s\"");
+        if fails_open {
+            plan.more = "[apps.default]\non_ledger_down = \"fail_open\"".to_owned();
+        }
+        let world = plan.start("ids-late").await;
+        world.mock.patch_faults(&json!({"latency": "2s"})).unwrap();
+        let worker = world.worker().await;
+        let recipients = users(20);
+        let job = world.send("late", &recipients, &["--keep-ids"]).await;
+        until("the call", BOUND, async || {
+            (world.mock.stats().accepted == 20).then_some(())
+        })
+        .await;
+        redis.kill().await;
+        if !fails_open {
+            relay.cut().await;
+        }
+        until("the answer", BOUND, async || {
+            let metrics = worker.metrics().await;
+            let calls = metrics["fanwise_calls_in_flight{target=\"im\"}"];
+            (calls == 0.0).then_some(())
+        })
+        .await;
+        redis.start_again().await;
+        relay.restore();
+        let record = world.completed(&job).await;
+        assert_eq!(record["accounts"]["sent"], 20, "{record}");
+        let rows = told(&world, &job, &recipients).await;
+        assert!(
+            rows.values().all(|row| row["message"]["id"].is_string()),
+            "fails open: {fails_open}: {rows:?}"
+        );
+        worker.drain().await;
+        world.end().await;
+    }
+}
+
+/// A redrive of a job that keeps ids keeps them too, so its messages can be taken back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redrive_keeps_ids_as_its_job_does() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = netease(plan, "limit = \"1000/s\"")
+        .start("ids-redrive")
+        .await;
+    let refuse = |prefix: &str| json!({"refuse_prefix": prefix});
+    world.mock.patch_faults(&refuse("u1")).unwrap();
+    let worker = world.worker().await;
+    let recipients = users(3);
+    let job = world
+        .send("first", &recipients, &["--keep-ids", "--wait"])
+        .await;
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["failed"], 1, "{record}");
+    world.mock.patch_faults(&refuse("nobody")).unwrap();
+    let redriven = world
+        .json(&["dead", "redrive", "--job", &job, "--yes"])
+        .await;
+    let again = redriven["jobs"][0]["job"].as_str().unwrap();
+    let record = world.completed(again).await;
+    assert_eq!(
+        (&record["keep_ids"], &record["accounts"]["sent"]),
+        (&json!(true), &json!(1)),
+        "{record}"
+    );
+    let rows = told(&world, again, &recipients[1..2]).await;
+    assert!(rows["u1"]["message"]["id"].is_string(), "{rows:?}");
+    worker.drain().await;
     world.end().await;
 }

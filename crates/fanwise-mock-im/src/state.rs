@@ -92,6 +92,8 @@ pub(super) struct Receipt {
 /// A message that was recalled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recalled {
+    /// Microseconds since 1970.
+    pub at_us: u64,
     pub system: &'static str,
     pub recipient: String,
     pub message_id: i64,
@@ -199,6 +201,7 @@ impl State {
     /// Notes that a message was recalled.
     pub(super) fn recall(&self, system: &'static str, message: &Entry) {
         let recalled = Recalled {
+            at_us: micros_now(),
             system,
             recipient: message.recipient.clone(),
             message_id: message.message_id,

@@ -72,6 +72,9 @@ impl Delivery {
                 None => left.outcomes.push((*outcome, vec![name(index)])),
             }
         }
+        let ids = self.ids.iter();
+        left.ids
+            .extend(ids.map(|(index, id)| (name(index), id.clone())));
         let certain = |index: &&usize| !self.doubts.contains_key(index);
         let release: Vec<_> = self.release.iter().filter(certain).map(name).collect();
         if !release.is_empty() {

@@ -280,7 +280,7 @@ impl SettleStep {
             drop(stored);
             buckets.insert(key, written.as_slice())?;
         }
-        self.keep_ids(work, row.life, &settled)?;
+        row.has_ids |= self.keep_ids(work, row.life, &settled)?;
         let table = &mut work.tables.claims;
         work.claims.drop(table, row.life, &settled)?;
         work.claims.release(table, asker, &released)?;
@@ -329,23 +329,26 @@ impl SettleStep {
 
 impl SettleStep {
     /// Keeps the ids of messages to these recipients, which have just got their first outcome.
+    /// Returns whether there are any.
     fn keep_ids(
         &self,
         work: &mut WriteContext<'_>,
         life: u64,
         settled: &[u64],
-    ) -> Result<(), StorageError> {
+    ) -> Result<bool, StorageError> {
         if self.ids.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
+        let mut any = false;
         let table = work.tables.ids.open()?;
         for fingerprint in settled {
             let at = self.ids.binary_search_by_key(fingerprint, |(it, _)| *it);
             if let Ok(at) = at {
                 table.insert((life, *fingerprint), self.ids[at].1.as_slice())?;
+                any = true;
             }
         }
-        Ok(())
+        Ok(any)
     }
 }
 

@@ -378,7 +378,8 @@ impl Calls for OpenImCalls {
         }
         match reply::data::<Status>(reply) {
             Ok(Status { status: 0 }) => Probed::NotSent,
-            Ok(Status { status: 2 }) => Probed::Sent,
+            // It names no message.
+            Ok(Status { status: 2 }) => Probed::Sent(None),
             // 1 is sending, 3 failed; current servers return neither.
             Ok(_) | Err(_) => Probed::Unknown,
         }

@@ -969,7 +969,7 @@ fn a_call_in_doubt_is_asked_after_under_its_own_operation() {
         assert_eq!(probed, expected, "{status} {body}");
     };
     let said = |status: i64| format!(r#"{{"errCode":0,"data":{{"status":{status}}}}}"#);
-    check(200, &said(2), Probed::Sent);
+    check(200, &said(2), Probed::Sent(None));
     check(200, &said(0), Probed::NotSent);
     check(200, r#"{"errCode":0,"data":{}}"#, Probed::NotSent);
     for unknown in [1, 3, 4, -1] {

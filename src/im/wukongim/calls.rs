@@ -117,7 +117,10 @@ impl Calls for Single {
 
     fn read_probe(&self, recipients: &[&str], reply: &HttpReply) -> Probed {
         match recipients {
-            [recipient] => probe::read_reply(&self.client_msg_no(recipient), reply),
+            [recipient] => match probe::read_reply(&self.client_msg_no(recipient), reply) {
+                Probed::Sent(id) => Probed::Sent(id.filter(|_| self.keep_ids)),
+                probed => probed,
+            },
             _ => Probed::Unknown,
         }
     }

@@ -8,6 +8,7 @@ use http::{HeaderMap, Method, Uri};
 use serde::Deserialize;
 
 use crate::codec::push_segment;
+use crate::domain::message_id::MessageId;
 use crate::ports::{HttpReply, Probed, Request};
 
 /// The suffix of the id of the channel that holds a channel's commands.
@@ -75,12 +76,10 @@ struct Found {
 
 pub(super) fn read_reply(client_msg_no: &str, reply: &HttpReply) -> Probed {
     let found = serde_json::from_slice::<Found>(&reply.body).ok();
-    let ours = found.filter(|found| {
-        let named = found.client_msg_no.as_deref() == Some(client_msg_no);
-        named && found.message_id.is_some_and(|id| id != 0)
-    });
-    match ours {
-        Some(_) if reply.status == 200 => Probed::Sent,
+    let ours = found.filter(|it| it.client_msg_no.as_deref() == Some(client_msg_no));
+    let id = ours.and_then(|it| it.message_id).filter(|id| *id != 0);
+    match id {
+        Some(id) if reply.status == 200 => Probed::Sent(MessageId::new(id.to_string(), None)),
         _ => Probed::Unknown,
     }
 }

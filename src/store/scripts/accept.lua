@@ -77,7 +77,7 @@ if first then
   end
   local optional = {
     [13] = 'not_before_ms', [19] = 'expires_at_ms', [20] = 'tags', [21] = 'window', [22] = 'category',
-    [23] = 'fallback', [24] = 'sender', [25] = 'pace_until_ms', [27] = 'keep_ids',
+    [23] = 'fallback', [24] = 'sender', [25] = 'pace_until_ms',
   }
   for i, field in pairs(optional) do
     if ARGV[i] ~= '' then
@@ -112,6 +112,10 @@ if ARGV[14] ~= '' then
 end
 if ARGV[15] ~= '' then
   call('HSETNX', HEADER, 'reply_to', ARGV[15])
+end
+-- The first submission that keeps ids decides. The field is empty if slices brought ids before.
+if ARGV[27] ~= '' and (call('HGET', HEADER, 'keep_ids') or '') == '' then
+  call('HSET', HEADER, 'keep_ids', ARGV[27])
 end
 
 local submission = call('HGET', SUBMISSIONS, ARGV[5])

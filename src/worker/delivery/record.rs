@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{DeliveryScope, Pause, REPAIR_WAIT};
 use crate::domain::delivery::Batch;
 use crate::domain::ids::{Fingerprint, Fingerprinter};
-use crate::domain::message_id::{KeptId, RecallState};
+use crate::domain::message_id::{KeptId, MessageId, RecallState};
 use crate::domain::outcome::{Class, OnUncertain, Outcome, TargetAnswer};
 use crate::domain::slice::Unrecorded;
 use crate::metrics::LedgerStep;
@@ -119,18 +119,22 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
     }
 
     /// The ids of messages, with their recipients.
-    fn ids(&self, batch: &Batch) -> Vec<(Fingerprint, KeptId)> {
+    pub(super) fn ids(&self, batch: &Batch) -> Vec<(Fingerprint, KeptId)> {
         let ids = batch.ids.iter();
         ids.map(|(index, message)| {
-            let kept = KeptId {
-                recipient: self.slice.recipients[*index].clone(),
-                message: message.clone(),
-                by_fallback: self.slice.head.fell_from.is_some(),
-                recall: RecallState::No,
-            };
+            let kept = self.kept_id(&self.slice.recipients[*index], message);
             (self.fingerprints[*index], kept)
         })
         .collect()
+    }
+
+    fn kept_id(&self, recipient: &str, message: &MessageId) -> KeptId {
+        KeptId {
+            recipient: recipient.to_owned(),
+            message: message.clone(),
+            by_fallback: self.slice.head.fell_from.is_some(),
+            recall: RecallState::No,
+        }
     }
 
     /// Records the outcomes that earlier deliveries knew.
@@ -159,8 +163,14 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
             named(names).into_iter().map(move |name| (name, outcome))
         };
         let outcomes: Vec<_> = known.outcomes.iter().flat_map(each).collect();
+        let kept = |(name, message): &(String, MessageId)| {
+            let fingerprint = fingerprinter.fingerprint(name);
+            (fingerprint, self.kept_id(name, message))
+        };
+        let ids: Vec<_> = known.ids.iter().map(kept).collect();
         self.settle(Settle {
             outcomes: &outcomes,
+            ids: &ids,
             ..Settle::of(self.slice_ref(), self.owner)
         })
         .await

@@ -13,6 +13,7 @@ on_all! { EmbeddedBench, RedisBench, ClusterBench:
     ids_are_kept_with_the_first_outcome_and_only_then,
     ids_are_found_page_by_page_and_with_their_recalls,
     ids_move_with_a_job_that_grows,
+    the_first_submission_that_keeps_ids_decides,
     a_job_that_keeps_no_ids_has_none,
 }
 
@@ -178,6 +179,42 @@ async fn ids_move_with_a_job_that_grows(bench: &impl StoreBench) {
     let found = store.kept_ids(&told, &people).await.unwrap();
     let expected: Vec<_> = (0..30).map(|number| Some(id(number, number))).collect();
     assert_eq!(found, expected);
+}
+
+/// A recall needs to know the sender, whichever list of the job kept ids first; also if slices with ids
+/// came before their list.
+async fn the_first_submission_that_keeps_ids_decides(bench: &impl StoreBench) {
+    let keeps = |sender: &str| KeepsIds {
+        sender: Some(sender.to_owned()),
+        ..KeepsIds::default()
+    };
+    for slices_first in [false, true] {
+        let (store, mut job) = (bench.store(), Job::new(1));
+        let first = job.submission("s", 2);
+        store.accept(&first).await.unwrap();
+        let told = record(bench, &job).await;
+        assert_eq!((told.keep_ids, told.keeps_ids), (false, None));
+        job.head.keep_ids = true;
+        if slices_first {
+            let people = job.fingerprints(0..2);
+            let slice_id = SliceId::new("s", 0);
+            let settle = Settle {
+                outcomes: &all(&people, Outcome::Sent),
+                ids: &ids(&people, 0..2, 0),
+                ..Settle::of(job.slice(&slice_id, 2), ANN)
+            };
+            store.settle(settle).await.unwrap();
+            let told = record(bench, &job).await;
+            assert_eq!((told.keep_ids, told.keeps_ids), (true, None));
+        }
+        for (list, sender) in [("t", "news"), ("u", "other")] {
+            let mut later = job.submission(list, 2);
+            later.keeps_ids = Some(keeps(sender));
+            store.accept(&later).await.unwrap();
+            let told = record(bench, &job).await;
+            assert_eq!((told.keep_ids, told.keeps_ids), (true, Some(keeps("news"))));
+        }
+    }
 }
 
 async fn a_job_that_keeps_no_ids_has_none(bench: &impl StoreBench) {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Version, build_it, commands, packed, settings, single};
+use crate::domain::message_id::MessageId;
 use crate::domain::outcome::{Class, TargetAnswer, Verdict};
+use crate::domain::slice::Head;
 use crate::im::fixture::{head, reply, with_header};
 use crate::im::wukongim::Settings;
 use crate::ports::{HttpReply, Probed, Target};
@@ -325,7 +327,14 @@ fn a_look_up_settles_only_what_it_finds() {
     };
     let number = "promo-1-06a31537d691b7d9";
     let found = message(1_234_567_890_123_456_789, number);
-    assert_eq!(read(200, &found), Probed::Sent);
+    assert_eq!(read(200, &found), Probed::Sent(None));
+    let keeping = target.open(&Arc::new(Head {
+        keep_ids: true,
+        ..head()
+    }));
+    let id = MessageId::new("1234567890123456789", None);
+    let told = keeping.read_probe(&["u1"], &reply(200, found.clone()));
+    assert_eq!(told, Probed::Sent(id));
     for (status, body) in [
         (200, r#"{"status":404}"#.to_owned()),
         (200, message(1, "promo-1-another")),

@@ -141,7 +141,7 @@ async fn a_message_that_was_sent_is_found() {
             server.send(&*target, head, &[recipient]).await,
             [Class::Done]
         );
-        assert_eq!(look().await, Probed::Sent, "{recipient}");
+        assert_eq!(look().await, Probed::Sent(None), "{recipient}");
     }
 }
 
