@@ -1,5 +1,5 @@
-//! `fanwise job list`, `show`, `watch`, `verify`, `repair` and `recipient`; `pause`, `resume`, `cancel`
-//! and `rate`.
+//! `fanwise job list`, `show`, `watch`, `verify`, `repair` and `recipient`; `pause`, `resume`, `cancel`,
+//! `rate` and other changes.
 
 use clap::Subcommand;
 use serde_json::json;
@@ -25,7 +25,7 @@ use crate::domain::outcome::Outcome;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::ports::{JobFilter, JobState};
 use crate::service::api::{JobDetail, Verification};
-use crate::service::control::{Cause, Command, ManyCommand, end_time, start_time};
+use crate::service::control::{Cause, Command, ManyCommand, end_time, pace_time, start_time};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum JobCommand {
@@ -84,6 +84,15 @@ pub(super) enum JobCommand {
         #[command(flatten)]
         name: JobName,
         /// RFC 3339 time, a time from now such as +2h, or `never`
+        end: String,
+        #[command(flatten)]
+        words: Words,
+    },
+    /// Spread this job evenly until a time. A rate that was set for it ends
+    Pace {
+        #[command(flatten)]
+        name: JobName,
+        /// RFC 3339 time, a time from now such as +2h, or `none`
         end: String,
         #[command(flatten)]
         words: Words,
@@ -302,6 +311,11 @@ pub(super) async fn run(command: JobCommand, at: At) -> Result<Exit, Failure> {
         JobCommand::Deadline { name, end, words } => {
             let at = end_time(&end, now_ms()).map_err(usage)?;
             let command = Command::Deadline(name.id(&access).await?, at);
+            tell(&access, command, &words, None).await
+        }
+        JobCommand::Pace { name, end, words } => {
+            let at = pace_time(&end, now_ms()).map_err(usage)?;
+            let command = Command::Pace(name.id(&access).await?, at);
             tell(&access, command, &words, None).await
         }
         JobCommand::Rate {

@@ -133,6 +133,18 @@ pub enum Action {
         #[schemars(with = "Option<String>")]
         expires_at_ms: Option<u64>,
     },
+    /// The job is spread evenly until this time instead of its own; not at all if there is none. For
+    /// jobs only.
+    Pace {
+        #[serde(
+            rename = "pace_until",
+            with = "moment::optional",
+            default,
+            skip_serializing_if = "Option::is_none"
+        )]
+        #[schemars(with = "Option<String>")]
+        pace_until_ms: Option<u64>,
+    },
     /// Workers look for what is left of the job, and end it if they find nothing. For jobs only.
     Repair,
 }
@@ -169,6 +181,7 @@ impl Action {
             Self::Priority { .. } => Kind::Priority,
             Self::Schedule { .. } => Kind::Schedule,
             Self::Deadline { .. } => Kind::Deadline,
+            Self::Pace { .. } => Kind::Pace,
             Self::Repair => Kind::Repair,
         }
     }
@@ -188,6 +201,7 @@ pub enum Kind {
     Priority,
     Schedule,
     Deadline,
+    Pace,
     Repair,
 }
 
@@ -196,13 +210,14 @@ impl Kind {
 
     /// The kinds without a meaning once their job is completed. A cancel stays: recipients added
     /// to the job later are not sent to either.
-    pub const OF_RUNNING: [Self; 7] = [
+    pub const OF_RUNNING: [Self; 8] = [
         Self::Pause,
         Self::Rate,
         Self::Park,
         Self::Priority,
         Self::Schedule,
         Self::Deadline,
+        Self::Pace,
         Self::Repair,
     ];
 
@@ -256,6 +271,12 @@ impl fmt::Display for Action {
             Self::Deadline {
                 expires_at_ms: None,
             } => f.write_str("deadline removed"),
+            Self::Pace {
+                pace_until_ms: Some(at),
+            } => write!(f, "spread until {}", moment::text(*at)),
+            Self::Pace {
+                pace_until_ms: None,
+            } => f.write_str("pace removed"),
             Self::Repair => f.write_str("repair ordered"),
         }
     }
@@ -288,6 +309,8 @@ pub struct SliceControl {
     pub not_before_ms: Option<u64>,
     /// Replaces the time at which the job expires.
     pub expires_at_ms: Option<Option<u64>>,
+    /// Replaces the time until which the job is spread.
+    pub pace_until_ms: Option<Option<u64>>,
 }
 
 impl SliceControl {

@@ -33,7 +33,7 @@ use super::text;
 /// Longest name of the value that holds the time zone of a recipient, in bytes.
 const TIMEZONE_VAR_BYTES_MAX: usize = 64;
 /// The longest time over which a job may be spread.
-const PACE_DAYS_MAX: u64 = 366;
+pub(crate) const PACE_DAYS_MAX: u64 = 366;
 
 /// Whether a message that no recipient of this part can have is wrong for the whole job: the part is
 /// the whole list, or the first part of a list that is sent to together or not at all.

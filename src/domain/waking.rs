@@ -59,7 +59,10 @@ impl Waking {
         };
         let came = after.all(now_ms).filter(is_new);
         let came = came.filter(|it| match it.action {
-            Action::Cancel | Action::Schedule { .. } | Action::Deadline { .. } => true,
+            Action::Cancel
+            | Action::Schedule { .. }
+            | Action::Deadline { .. }
+            | Action::Pace { .. } => true,
             // The limits of targets hold their slices on their lanes.
             Action::Rate { .. } | Action::DailyRate { .. } => {
                 !matches!(it.subject.scope, Scope::Target | Scope::Shared)
@@ -166,6 +169,9 @@ mod tests {
         for action in [
             Action::Cancel,
             Action::Schedule { not_before_ms: 1 },
+            Action::Pace {
+                pace_until_ms: Some(1),
+            },
             Action::Deadline {
                 expires_at_ms: None,
             },

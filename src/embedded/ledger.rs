@@ -573,7 +573,10 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError>
         shape: shape(&row),
         sender: row.sender,
         window: row.window,
-        pace_until_ms: row.pace_until_ms,
+        pace_until_ms: match row.amended.pace_until_ms {
+            Some(at) => Some(at).filter(|at| *at > 0),
+            None => row.pace_until_ms,
+        },
         category: row.category,
         rate: row.rate,
         priority: row.amended.priority.or(row.priority),

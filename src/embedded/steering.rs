@@ -32,6 +32,9 @@ impl Steering for EmbeddedStore {
                 Action::Deadline { expires_at_ms } => {
                     amended.expires_at_ms = Some(expires_at_ms.unwrap_or(0));
                 }
+                Action::Pace { pace_until_ms } => {
+                    amended.pace_until_ms = Some(pace_until_ms.unwrap_or(0));
+                }
                 _ => {
                     return Ok(());
                 }

@@ -612,6 +612,9 @@ pub(super) struct Amended {
     /// 0 for never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) expires_at_ms: Option<u64>,
+    /// 0 for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) pace_until_ms: Option<u64>,
 }
 
 impl Amended {

@@ -1,5 +1,5 @@
 //! Routes that control jobs, apps and targets: `POST /v1/jobs/{id}:pause`, `:resume`, `:cancel`,
-//! `:rate`, `:priority`, `:schedule`, `:deadline`, `:repair`, `:recall`; `POST /v1/jobs:cancel` and others for
+//! `:rate`, `:priority`, `:schedule`, `:deadline`, `:pace`, `:repair`, `:recall`; `POST /v1/jobs:cancel` and others for
 //! all jobs of an app, a target or a tag; verbs for apps and targets; and live limits.
 //!
 //! The body of a command may be empty, or
@@ -31,7 +31,7 @@ use crate::domain::trail::Origin;
 use crate::ports::{Broker, RetainedQueues, Store, Transport};
 use crate::service::control::{
     self, CONFIGURED, Command, ControlError, ControlResult, DirectiveNote, DirectiveView,
-    LimitView, ManyCommand, ManyResult, Selection, TargetView, end_time, start_time,
+    LimitView, ManyCommand, ManyResult, Selection, TargetView, end_time, pace_time, start_time,
 };
 
 type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
@@ -67,7 +67,7 @@ impl From<ControlError> for Refusal {
 }
 
 const JOB_VERBS: &[&str] = &[
-    "pause", "resume", "cancel", "rate", "priority", "schedule", "deadline", "repair", "recall",
+    "pause", "resume", "cancel", "rate", "priority", "schedule", "deadline", "pace", "repair", "recall",
 ];
 
 async fn job<B: Broker, S: Store, T: Transport>(
@@ -100,6 +100,7 @@ async fn job<B: Broker, S: Store, T: Transport>(
             "priority" => Command::Priority(id, order.priority()?),
             "schedule" => Command::Schedule(id, order.not_before()?),
             "deadline" => Command::Deadline(id, order.expires_at()?),
+            "pace" => Command::Pace(id, order.pace_until()?),
             "repair" => Command::Repair(id),
             _ => Command::Rate(subject, LimitKind::Main, order.rate()?),
         })
@@ -321,6 +322,8 @@ struct ControlRequest {
     not_before_ms: Option<u64>,
     /// `Some(None)` is never.
     expires_at_ms: Option<Option<u64>>,
+    /// `Some(None)` is none.
+    pace_until_ms: Option<Option<u64>>,
     selection: Selection,
     dry_run: bool,
 }
@@ -341,6 +344,12 @@ impl ControlRequest {
         let what = "a time such as \"2026-12-24T18:00:00+08:00\", or \"never\", is expected";
         self.expires_at_ms
             .ok_or_else(|| Problem::new("expires_at", what))
+    }
+
+    fn pace_until(&self) -> Result<Option<u64>, Problem> {
+        let what = "a time such as \"2026-12-24T18:00:00+08:00\", or \"none\", is expected";
+        self.pace_until_ms
+            .ok_or_else(|| Problem::new("pace_until", what))
     }
 
     /// The rate of a command that needs one.
@@ -382,6 +391,9 @@ impl ControlRequest {
         let expires_at_ms = fields
             .get::<String>("expires_at", "a time, or \"never\"", problems)
             .and_then(|text| parsed(&fields, "expires_at", end_time(&text, now_ms()), problems));
+        let pace_until_ms = fields
+            .get::<String>("pace_until", "a time, or \"none\"", problems)
+            .and_then(|text| parsed(&fields, "pace_until", pace_time(&text, now_ms()), problems));
         let selection = Selection {
             app: fields.get("app", "a text", problems),
             target: fields.get("target", "a text", problems),
@@ -413,6 +425,7 @@ impl ControlRequest {
             priority,
             not_before_ms,
             expires_at_ms,
+            pace_until_ms,
             selection,
             dry_run: dry_run.unwrap_or(false),
         }

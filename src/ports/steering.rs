@@ -9,7 +9,7 @@ use crate::domain::trail::TrailEntry;
 
 /// Changes the records of jobs. The caller may repeat a step after an error.
 pub trait Steering: Clone + Send + Sync + 'static {
-    /// Notes another priority, start time or deadline in the record of a job, for queries. Other
+    /// Notes another priority, start time, deadline or pace in the record of a job, for queries. Other
     /// actions and unknown jobs change nothing.
     fn amend(
         &self,

@@ -24,6 +24,8 @@ pub(super) const PRIORITY_NOW: &str = "priority_now";
 pub(super) const NOT_BEFORE_NOW: &str = "not_before_now_ms";
 /// 0 for never.
 pub(super) const EXPIRES_AT_NOW: &str = "expires_at_now_ms";
+/// 0 for none.
+pub(super) const PACE_UNTIL_NOW: &str = "pace_until_now_ms";
 
 impl Steering for Store {
     async fn amend(&self, job: JobId, change: &Action) -> Result<(), LedgerError> {
@@ -32,6 +34,9 @@ impl Steering for Store {
             Action::Schedule { not_before_ms } => (NOT_BEFORE_NOW, not_before_ms.to_string()),
             Action::Deadline { expires_at_ms } => {
                 (EXPIRES_AT_NOW, expires_at_ms.unwrap_or(0).to_string())
+            }
+            Action::Pace { pace_until_ms } => {
+                (PACE_UNTIL_NOW, pace_until_ms.unwrap_or(0).to_string())
             }
             _ => {
                 return Ok(());

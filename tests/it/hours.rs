@@ -329,3 +329,119 @@ async fn own_hours_and_pace_hold_on_one_machine() {
     process.terminate();
     assert_eq!(process.wait(BOUND).await.code(), Some(0));
 }
+
+/// An operator moves the pace of a job that runs, gives one to a job that waits and takes it back; what
+/// makes no sense is refused, and the trail tells it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pace_of_a_job_is_moved_while_it_waits_and_runs() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("pace-moved").await;
+    let worker = world.worker().await;
+    let recipients = users(120);
+    let job = world
+        .send("paced", &recipients, &["--pace-until", "10m"])
+        .await;
+    until("the first call", BOUND, async || {
+        (world.mock.stats().accepted > 0).then_some(())
+    })
+    .await;
+    // A rate that was set would apply instead of the pace.
+    world.json(&["job", "rate", &job, "1/min"]).await;
+    let words = ["--reason", "the shop closes", "--author", "ana"];
+    let moved = [&["job", "pace", &job, "+5s"][..], &words].concat();
+    world.json(&moved).await;
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 120, "{record}");
+    world.assert_once_each(&recipients);
+    let until_ms = milliseconds(&record["pace_until"]);
+    let mut log = world.mock.accepted();
+    log.sort_by_key(|it| it.at_us);
+    // Those that were due at the old pace, and then the others evenly.
+    let moved_at = log.iter().rposition(|it| it.at_us / 1000 < until_ms - 5000);
+    let log = &log[moved_at.map_or(0, |at| at + 1)..];
+    assert!(log.len() > 100, "{}", log.len());
+    assert_even(log, log.len(), until_ms);
+    let trail = record["audit_trail"].as_array().unwrap();
+    let entry = trail.iter().find(|it| it["action"] == "pace").unwrap();
+    assert_eq!(
+        (&entry["author"], &entry["reason"], &entry["detail"]),
+        (
+            &"ana".into(),
+            &"the shop closes".into(),
+            &record["pace_until"]
+        )
+    );
+
+    let start = ["--not-before", "+2h"];
+    let waits = world.send("waits", &recipients, &start).await;
+    until("it is registered", BOUND, async || {
+        (world.job(&waits).await?["state"] == "running").then_some(())
+    })
+    .await;
+    for (end, why) in [
+        ("2020-01-01T00:00:00Z", "has passed"),
+        ("+1h", "is not after the start"),
+        ("+9600h", "is more than 366 days away"),
+        ("never", "is not a time"),
+    ] {
+        let refused = world.run(&["job", "pace", &waits, end]).await;
+        assert_ne!(refused.code, Some(0), "{end}: {}", refused.stdout);
+        assert!(refused.stderr.contains(why), "{end}: {}", refused.stderr);
+    }
+    world.json(&["job", "pace", &waits, "+3h"]).await;
+    let early = world.run(&["job", "schedule", &waits, "+4h"]).await;
+    assert!(early.stderr.contains("is not before"), "{}", early.stderr);
+    let shown = world.job(&waits).await.unwrap();
+    assert!(shown["pace_until"].is_string(), "{shown}");
+    world.json(&["job", "pace", &waits, "none"]).await;
+    let shown = world.job(&waits).await.unwrap();
+    assert!(shown["pace_until"].is_null(), "{shown}");
+    world.json(&["job", "schedule", &waits, "now"]).await;
+    let record = world.completed(&waits).await;
+    assert_eq!(record["accounts"]["sent"], 120, "{record}");
+    worker.drain().await;
+    world.end().await;
+}
+
+/// The same over HTTP, on one machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pace_is_moved_over_http() {
+    let place = Place::new("pace-moved").await;
+    let _process = place.serve().await;
+    let list = users(200).join("\n");
+    let send = [
+        "send",
+        "--client-msg-no",
+        "paced",
+        "--text",
+        "hi",
+        "--file",
+        "-",
+        "--pace-until",
+        "2h",
+    ];
+    let sent = place.run(&send, list.as_bytes()).await;
+    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    let job = until("the job", BOUND, async || {
+        let shown = place.run(&["job", "show", "paced", "--json"], b"").await;
+        let record: serde_json::Value = serde_json::from_str(&shown.stdout).ok()?;
+        record["job"].as_str().map(ToOwned::to_owned)
+    })
+    .await;
+    let order = async |body: &str| {
+        let head = format!("POST /v1/jobs/{job}:pace");
+        place.request(place.gateway, &head, body.as_bytes()).await
+    };
+    let (status, answer) = order("{}").await;
+    assert!(status == 400 && answer.contains("pace_until"), "{answer}");
+    let (status, answer) = order(r#"{"pace_until":"+1h","reason":"later"}"#).await;
+    assert!(
+        status == 200 && answer.contains(r#""action":"pace""#),
+        "{answer}"
+    );
+    assert!(place.mock.accepted().len() < 20);
+    let (status, answer) = order(r#"{"pace_until":"none"}"#).await;
+    assert_eq!(status, 200, "{answer}");
+    let record = place.completed("paced").await;
+    assert_eq!(record["accounts"]["sent"], 200, "{record}");
+}

@@ -139,8 +139,9 @@ impl Server {
             Command::Priority(_, priority) => body["priority"] = priority.as_str().into(),
             Command::Schedule(_, at) => body["not_before"] = moment::text(*at).into(),
             Command::Deadline(_, at) => {
-                body["expires_at"] = at.map_or_else(|| "never".to_owned(), moment::text).into();
+                body["expires_at"] = control::end_text(*at).into();
             }
+            Command::Pace(_, at) => body["pace_until"] = control::pace_text(*at).into(),
             _ => {}
         }
         if let Command::Rate(_, kind, rate) = command {

@@ -170,6 +170,9 @@ impl Board {
                     Action::Deadline { expires_at_ms } => {
                         control.expires_at_ms = Some(*expires_at_ms);
                     }
+                    Action::Pace { pace_until_ms } => {
+                        control.pace_until_ms = Some(*pace_until_ms);
+                    }
                     // It asks for a look at the slice, and changes nothing of it.
                     Action::Repair => {}
                 }

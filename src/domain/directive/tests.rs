@@ -64,7 +64,7 @@ fn a_cancelled_job_ends_even_while_it_is_paused() {
 }
 
 #[test]
-fn an_operator_replaces_start_deadline_and_priority() {
+fn an_operator_replaces_start_deadline_pace_and_priority() {
     let deadline = |at| Action::Deadline { expires_at_ms: at };
     let directives = [
         directive(
@@ -78,6 +78,13 @@ fn an_operator_replaces_start_deadline_and_priority() {
         directive(
             Scope::Job,
             "j1",
+            Action::Pace {
+                pace_until_ms: Some(NOW + 7),
+            },
+        ),
+        directive(
+            Scope::Job,
+            "j1",
             Action::Priority {
                 priority: Priority::High,
             },
@@ -87,6 +94,7 @@ fn an_operator_replaces_start_deadline_and_priority() {
     let found = control(&directives, NOW);
     assert_eq!(found.not_before_ms, Some(NOW + 9));
     assert_eq!(found.expires_at_ms, Some(None));
+    assert_eq!(found.pace_until_ms, Some(Some(NOW + 7)));
     assert_eq!(found.priority, Some(Priority::High));
     let board = Board::new(directives);
     assert_eq!(board.last_end(NOW), None);

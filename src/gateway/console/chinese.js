@@ -24,8 +24,10 @@ export const CHINESE = {
   'All of them': '查看全部', 'Recipient': '接收者', 'Outcome': '结果', 'Code': '代码', 'Answer of the backend': '后端应答', 'Outcomes over time': '结果随时间的变化',
   'The curve begins with the next outcome that this page hears of.': '曲线从本页面收到的下一个结果开始。',
   // directives
-  'Pause': '暂停', 'Resume': '恢复', 'Cancel': '取消', 'Set rate': '设置速率', 'Park': '停靠', 'Unpark': '解除停靠', 'Reason': '原因', 'Back': '返回', 'Lasts': '持续时间',
+  'Pause': '暂停', 'Resume': '恢复', 'Cancel': '取消', 'Set rate': '设置速率', 'Spread': '均匀发送', 'Park': '停靠', 'Unpark': '解除停靠', 'Reason': '原因', 'Back': '返回', 'Lasts': '持续时间',
   'Shown to everyone who looks at it.': '所有查看者都能看到。', 'Such as 30m or 2h. Leave it empty for no end.': '例如 30m 或 2h；留空表示一直有效。',
+  'A time, or a time from now such as 2h; “none” sends as fast as the limits allow. A rate that was set ends.': '时间，或从现在起的时长，例如 2h；“none” 表示在限速内尽快发送。已设置的速率将失效。',
+  'The recipients that are left get the message evenly until then.': '剩余接收者将在此之前均匀收到消息。',
   'Such as 2000/s. “default” is the configured one.': '例如 2000/s；“default” 表示配置的速率。', 'Nothing is sent until it is resumed.': '恢复之前不会发送任何消息。',
   'Recipients without an outcome end cancelled. This cannot be undone.': '尚无结果的接收者将以“已取消”结束，此操作无法撤销。',
   'The target gets no calls, for 10 minutes unless you say otherwise.': '目标将不再收到调用，默认持续 10 分钟。', 'The target is called again at once.': '立即恢复对目标的调用。',

@@ -14,6 +14,10 @@ const rate = (extra, set) => html`<${Field} label=${t('Rate')} hint=${t('Such as
   <${Input} value=${extra.rate || ''} change=${(value) => set('rate', value)} placeholder="2000/s" required />
 <//>`;
 
+const pace = (extra, set) => html`<${Field} label=${t('Spread until')} hint=${t('A time, or a time from now such as 2h; “none” sends as fast as the limits allow. A rate that was set ends.')}>
+  <${Input} value=${extra.pace_until || ''} change=${(value) => set('pace_until', value)} placeholder="2h" required />
+<//>`;
+
 /** One button of a subject: a job, an app or a target. */
 export function Order({ kind, name, shown, verb, done }) {
   const orders = {
@@ -21,6 +25,7 @@ export function Order({ kind, name, shown, verb, done }) {
     resume: [t('Resume'), 'primary'],
     cancel: [t('Cancel'), 'danger', t('Recipients without an outcome end cancelled. This cannot be undone.')],
     rate: [t('Set rate'), '', undefined, rate],
+    pace: [t('Spread'), '', t('The recipients that are left get the message evenly until then.'), pace],
     park: [t('Park'), '', t('The target gets no calls, for 10 minutes unless you say otherwise.'), lasts],
     unpark: [t('Unpark'), 'primary', t('The target is called again at once.')],
   };

@@ -151,6 +151,20 @@ pub(super) struct DeadlineRequest {
     author: Option<String>,
 }
 
+/// Spreads one job evenly until a time.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: commands are read field by field"
+)]
+pub(super) struct PaceRequest {
+    /// An RFC 3339 time to come, a time from now such as `+2h`, or `none`.
+    pace_until: String,
+    reason: Option<String>,
+    author: Option<String>,
+}
+
 /// Has workers look for what is left of one job.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
@@ -558,6 +572,10 @@ fn steering() -> Vec<Operation> {
             .summary("Set the time from which no recipient of a job is sent to")
             .takes(json(of::<DeadlineRequest>))
             .example(r#"{"expires_at":"2026-12-25T00:00:00+08:00"}"#),
+        told("/v1/jobs/{id}:pace", "paceJob", ("id", JOB_ID))
+            .summary("Spread a job evenly until a time")
+            .takes(json(of::<PaceRequest>))
+            .example(r#"{"pace_until":"2026-12-24T20:00:00+08:00"}"#),
         told("/v1/jobs/{id}:repair", "repairJob", ("id", JOB_ID))
             .summary("Look for what is left of a job, and end it if nothing is")
             .takes(json(of::<RepairRequest>))

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use self::hindrance::{Cause, Hindrance, Reader, hindrances, stops};
 pub use self::limits::{InForce, LimitedJob, in_force};
 pub use self::many::{ManyCommand, ManyResult, Selection, carry_out_many};
-pub use self::times::{end_time, start_time};
+pub use self::times::{end_text, end_time, pace_text, pace_time, start_time};
 pub use self::view::{
     DirectiveView, LimitView, ParkView, TargetState, TargetView, limits, targets,
 };
@@ -104,6 +104,8 @@ pub enum Command {
     Schedule(JobId, u64),
     /// Sets another time at which a job expires, or none.
     Deadline(JobId, Option<u64>),
+    /// Spreads a job until another time, or not at all. A rate that was set for the job ends with it.
+    Pace(JobId, Option<u64>),
     /// Looks for what is left of a job, and ends it if nothing is.
     Repair(JobId),
     Park(String),
@@ -131,6 +133,7 @@ impl Command {
             | Self::Priority(job, _)
             | Self::Schedule(job, _)
             | Self::Deadline(job, _)
+            | Self::Pace(job, _)
             | Self::Repair(job) => Subject::new(Scope::Job, job.to_string()),
             Self::Park(target) | Self::Unpark(target) => Subject::new(Scope::Target, target),
         }
@@ -146,6 +149,7 @@ impl Command {
             Self::Priority(..) => "priority",
             Self::Schedule(..) => "schedule",
             Self::Deadline(..) => "deadline",
+            Self::Pace(..) => "pace",
             Self::Repair(_) => "repair",
             Self::Park(_) => "park",
             Self::Unpark(_) => "unpark",
@@ -160,7 +164,8 @@ impl Command {
             }
             Self::Priority(_, priority) => Some(priority.as_str().to_owned()),
             Self::Schedule(_, at) => Some(moment::text(*at)),
-            Self::Deadline(_, at) => Some(at.map_or_else(|| "never".to_owned(), moment::text)),
+            Self::Deadline(_, at) => Some(end_text(*at)),
+            Self::Pace(_, at) => Some(pace_text(*at)),
             Self::Pause(_)
             | Self::Resume(_)
             | Self::Cancel(_)
@@ -178,6 +183,7 @@ impl Command {
             }),
             Self::Schedule(_, at) => Some(Action::Schedule { not_before_ms: *at }),
             Self::Deadline(_, at) => Some(Action::Deadline { expires_at_ms: *at }),
+            Self::Pace(_, at) => Some(Action::Pace { pace_until_ms: *at }),
             _ => None,
         }
     }
@@ -241,6 +247,8 @@ pub enum ControlError {
     Ledger(#[from] LedgerError),
 }
 
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
 /// How long workers look for what is left of a job.
 const REPAIR_LASTS: Duration = Duration::from_secs(3600);
 
@@ -293,10 +301,17 @@ pub async fn carry_out<S: Store>(
             }
             true
         }
-        Command::Priority(..) | Command::Schedule(..) | Command::Deadline(..) => {
+        Command::Priority(..)
+        | Command::Schedule(..)
+        | Command::Deadline(..)
+        | Command::Pace(..) => {
             if let (Some(record), Some(change)) = (&job, command.change()) {
                 store.amend(record.job, &change).await?;
                 store.direct(&directive(change, None)).await?;
+            }
+            if let Command::Pace(_, Some(_)) = command {
+                // It would apply instead of the pace.
+                store.lift(&subject, Kind::Rate).await?;
             }
             true
         }
@@ -477,11 +492,36 @@ fn check_times(command: &Command, record: &JobRecord, now_ms: u64) -> Result<(),
             let what = format!("{} is not after the start, {start}", moment::text(at));
             Err(Problem::new("expires_at", what))
         }
+        Command::Pace(_, Some(at)) if at <= now_ms => {
+            let what = format!(
+                "{} has passed; \"none\" sends as fast as the limits allow",
+                moment::text(at)
+            );
+            Err(Problem::new("pace_until", what))
+        }
+        Command::Pace(_, Some(at))
+            if at.saturating_sub(now_ms.max(record.not_before_ms.unwrap_or(0)))
+                > job::PACE_DAYS_MAX * DAY_MS =>
+        {
+            let days = job::PACE_DAYS_MAX;
+            let what = format!("{} is more than {days} days away", moment::text(at));
+            Err(Problem::new("pace_until", what))
+        }
+        Command::Pace(_, Some(at)) if record.not_before_ms >= Some(at) => {
+            let start = record.not_before_ms.map_or_else(String::new, moment::text);
+            let what = format!("{} is not after the start, {start}", moment::text(at));
+            Err(Problem::new("pace_until", what))
+        }
+        Command::Pace(_, Some(at)) if record.expires_at_ms.is_some_and(|end| at > end) => {
+            let end = record.expires_at_ms.map_or_else(String::new, moment::text);
+            let what = format!("{} is after the deadline, {end}", moment::text(at));
+            Err(Problem::new("pace_until", what))
+        }
         Command::Schedule(_, at) if record.pace_until_ms.is_some_and(|end| at >= end) => {
             let end = record.pace_until_ms.map_or_else(String::new, moment::text);
             let what = format!(
-                "{} is not before {end}, until when the recipients are spread; set a rate first, which \
-                 applies instead",
+                "{} is not before {end}, until when the recipients are spread; move that first, or set a \
+                 rate, which applies instead",
                 moment::text(at)
             );
             Err(Problem::new("not_before", what))

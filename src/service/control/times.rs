@@ -1,8 +1,15 @@
-//! Reads the times of a command: the start of a job, and its deadline.
+//! Reads the times of a command: the start of a job, its deadline, and the end of its pace.
 
 use jiff::Timestamp;
 
+use crate::domain::moment;
 use crate::domain::schedule::parse_duration;
+
+/// No deadline.
+const NEVER: &str = "never";
+
+/// No pace.
+const NONE: &str = "none";
 
 /// The time of a start: an RFC 3339 time, `now`, or a time from now such as `2h` or `+2h`.
 pub fn start_time(text: &str, now_ms: u64) -> Result<u64, String> {
@@ -15,12 +22,33 @@ pub fn start_time(text: &str, now_ms: u64) -> Result<u64, String> {
 /// The time of a deadline: an RFC 3339 time, a time from now such as `2h` or `+2h`, or `never`.
 pub fn end_time(text: &str, now_ms: u64) -> Result<Option<u64>, String> {
     match text {
-        "never" => Ok(None),
+        NEVER => Ok(None),
         _ => match to_come(text, now_ms) {
             Some(at) => Ok(Some(at)),
-            None => Err(not_a_time(text, "never")),
+            None => Err(not_a_time(text, NEVER)),
         },
     }
+}
+
+/// As [`end_time`] reads it.
+pub fn end_text(at_ms: Option<u64>) -> String {
+    at_ms.map_or_else(|| NEVER.to_owned(), moment::text)
+}
+
+/// Until when a job is spread: an RFC 3339 time, a time from now such as `2h` or `+2h`, or `none`.
+pub fn pace_time(text: &str, now_ms: u64) -> Result<Option<u64>, String> {
+    match text {
+        NONE => Ok(None),
+        _ => match to_come(text, now_ms) {
+            Some(at) => Ok(Some(at)),
+            None => Err(not_a_time(text, NONE)),
+        },
+    }
+}
+
+/// As [`pace_time`] reads it.
+pub fn pace_text(at_ms: Option<u64>) -> String {
+    at_ms.map_or_else(|| NONE.to_owned(), moment::text)
 }
 
 fn to_come(text: &str, now_ms: u64) -> Option<u64> {
@@ -54,5 +82,12 @@ mod tests {
             assert!(start_time(wrong, 7).is_err(), "{wrong}");
         }
         assert!(end_time("now", 7).is_err());
+        assert_eq!(pace_time("none", 7), Ok(None));
+        assert_eq!(pace_time("+2s", 7), Ok(Some(2007)));
+        assert!(pace_time("never", 7).is_err());
+        for at in [None, Some(1000)] {
+            assert_eq!(end_time(&end_text(at), 7), Ok(at));
+            assert_eq!(pace_time(&pace_text(at), 7), Ok(at));
+        }
     }
 }

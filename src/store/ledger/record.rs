@@ -11,7 +11,7 @@ use crate::domain::pace::{Mark, Pace};
 use crate::domain::slice::Shape;
 use crate::ports::{JobRecord, JobState, LedgerError};
 use crate::store::connection::broken;
-use crate::store::steering::{EXPIRES_AT_NOW, NOT_BEFORE_NOW, PRIORITY_NOW};
+use crate::store::steering::{EXPIRES_AT_NOW, NOT_BEFORE_NOW, PACE_UNTIL_NOW, PRIORITY_NOW};
 
 pub(super) fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
     let row: HashMap<String, String> = redis::from_redis_value(row).map_err(broken)?;
@@ -66,7 +66,10 @@ pub(super) fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, Ledger
         },
         sender: row.get("sender").cloned(),
         window: row.get("window").cloned(),
-        pace_until_ms: time("pace_until_ms"),
+        pace_until_ms: match time(PACE_UNTIL_NOW) {
+            Some(at) => Some(at).filter(|at| *at > 0),
+            None => time("pace_until_ms"),
+        },
         category: row.get("category").cloned(),
         rate: row.get("rate").cloned(),
         priority: row

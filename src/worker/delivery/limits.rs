@@ -217,7 +217,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
     /// Until when the job is spread over the time. A rate that an operator set applies instead.
     fn pace_until(&self, control: &SliceControl) -> Option<u64> {
         let head = &self.slice.head;
-        let until = head.pace_until_ms?;
+        let until = control.pace_until_ms.unwrap_or(head.pace_until_ms)?;
         let (_, expires_at) = control.times(head);
         let until = expires_at.map_or(until, |at| at.min(until));
         let set = control.rates[LimitOf::Job].is_some();

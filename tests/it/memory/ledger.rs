@@ -147,6 +147,16 @@ impl Job {
                     _ => None,
                 })
                 .unwrap_or(record.expires_at_ms),
+            pace_until_ms: self
+                .amended
+                .iter()
+                .rev()
+                .find_map(|it| match it {
+                    Action::Pace { pace_until_ms } => Some(*pace_until_ms),
+                    _ => None,
+                })
+                .unwrap_or(record.pace_until_ms),
+            keep_ids: record.keeps_ids.is_some() || !self.ids.is_empty(),
             submissions: match self.entered {
                 true => 1,
                 false => record.submissions,
@@ -304,8 +314,6 @@ impl State {
             record.expires_at_ms = submission.expires_at_ms;
             record.tags.clone_from(&submission.tags);
             record.fallback.clone_from(&submission.fallback);
-            record.keep_ids = submission.keeps_ids.is_some();
-            record.keeps_ids.clone_from(&submission.keeps_ids);
             self.begin(record);
         }
         let job = self.jobs.get_mut(&submission.job).expect("is there now");
@@ -319,6 +327,8 @@ impl State {
         }
         let callback_url = submission.callback_url.clone();
         record.callback_url = record.callback_url.take().or(callback_url);
+        let keeps_ids = submission.keeps_ids.clone();
+        record.keeps_ids = record.keeps_ids.take().or(keeps_ids);
         let reply_to = submission.reply_to.clone();
         record.reply_to = record.reply_to.take().or(reply_to);
         let (shape, template) = (record.shape, record.template);

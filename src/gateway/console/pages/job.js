@@ -121,7 +121,7 @@ function DeadOfJob({ job, about }) {
 function Orders({ job, done }) {
   if (job.state === 'completed') return null;
   const stopped = job.hindrances.some((it) => it.cause === 'paused' || it.cause === 'parked');
-  const verbs = [stopped ? 'resume' : 'pause', 'rate', 'cancel'];
+  const verbs = [stopped ? 'resume' : 'pause', 'rate', 'pace', 'cancel'];
   return html`<div class="actions">${verbs.map((verb) => html`<${Order} key=${verb} kind="jobs" name=${job.job} shown=${job.client_msg_no} verb=${verb} done=${done} />`)}</div>`;
 }
 
