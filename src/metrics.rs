@@ -23,8 +23,8 @@ use prometheus::{
 
 pub use self::cluster::{ClusterFigures, OpenState, Pending, Waiting};
 pub use self::labels::{
-    AskedResult, Bound, BrokerUser, JobResult, LedgerStep, NoticeKind, NoticeResult, SliceResult,
-    SpanResult,
+    AskedResult, Bound, BrokerUser, JobResult, LedgerStep, ListResult, NoticeKind, NoticeResult,
+    SliceResult, SpanResult,
 };
 pub use self::record::{AppMetrics, OutcomeCounts, RequestInFlight, TargetMetrics};
 
@@ -242,6 +242,13 @@ metrics! {
            on_failure decides";
     before_accept_seconds: Histogram("fanwise_before_accept_duration_seconds"; CALLS)
         = "Time that callers of the gateway waited for before_accept";
+    list_reads: IntCounterVec("fanwise_list_reads_total", ["result"])
+        = "Lists that jobs name by their address, by result: fetched; refused, because of what the \
+           list or its address is; failed, because its server did not answer or broke off";
+    list_bytes: IntCounter("fanwise_list_read_bytes_total")
+        = "Bytes read of lists that jobs name by their address";
+    list_breaks: IntCounter("fanwise_list_read_breaks_total")
+        = "Times that such a list broke off; it is read on, or again, a few times";
     connections: IntCounterVec("fanwise_http_calls_total", ["reused"])
         = "Calls by whether they reused a connection";
     spans: IntCounterVec("fanwise_trace_spans_total", ["result"])

@@ -8,6 +8,7 @@
 
 import { spawn } from 'node:child_process';
 import { createRequire } from 'node:module';
+import { createServer as createWeb } from 'node:http';
 import { createServer } from 'node:net';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -70,6 +71,9 @@ listen = "127.0.0.1:${admin}"
 delay_max = "1s"
 [apps.default]
 target = "im"
+[apps.default.list_sources.here]
+hosts = ["127.0.0.1"]
+private = true
 [apps.shop]
 target = "im"
 token = "shop-token"
@@ -202,6 +206,26 @@ async function aBadListIsExplained(page) {
   await page.getByRole('alert').filter({ hasText: 'line 2' }).waitFor();
 }
 
+async function aListIsFetchedByItsAddress(page) {
+  const lists = createWeb((_, answer) => answer.end('id,name\nl1,Ann\nl2,Bob\n'));
+  await new Promise((resolve) => lists.listen(0, '127.0.0.1', resolve));
+  await visit(page, 'submit', 'Submit a job');
+  await page.getByLabel('Text', { exact: true }).fill('Hello {{ name }}');
+  await page.getByRole('button', { name: 'Address', exact: true }).click();
+  await page.getByLabel('Address of the list').fill(`http://127.0.0.1:${lists.address().port}/users.csv`);
+  await page.getByLabel('Key (client_msg_no)').fill('fetched');
+  await page.getByLabel('SHA-256').fill('0'.repeat(64));
+  await page.getByRole('button', { name: 'Dry run' }).click();
+  await page.getByRole('alert').filter({ hasText: 'it is another version, or damaged' }).waitFor();
+  await page.getByLabel('SHA-256').fill('');
+  await page.getByRole('button', { name: 'Dry run' }).click();
+  await page.getByText('Hello Bob').waitFor();
+  await page.getByRole('button', { name: 'Send to 2 recipients' }).click();
+  await page.getByRole('heading', { level: 1, name: 'fetched completed' }).waitFor();
+  await page.getByText('/users.csv').waitFor();
+  lists.close();
+}
+
 async function aJobIsPausedResumedAndCancelled(page) {
   const { job: id } = await job('slow', many(3000), { rate: '50/s' });
   await visit(page, 'jobs', 'Jobs');
@@ -218,6 +242,10 @@ async function aJobIsPausedResumedAndCancelled(page) {
   // It moves without the page being loaded again.
   const before = await page.getByTestId('percent').textContent();
   await until('progress', async () => (await page.getByTestId('percent').textContent()) !== before);
+  await page.getByRole('button', { name: 'Spread' }).click();
+  await notice(page).getByLabel('Spread until').fill('2h');
+  await notice(page).getByRole('button', { name: 'Spread' }).click();
+  await page.getByTestId('trail').filter({ hasText: 'pace' }).waitFor();
   await page.getByRole('button', { name: 'Cancel' }).click();
   // A dialog is left by a key, and nothing has happened.
   await page.keyboard.press('Escape');
@@ -357,6 +385,7 @@ async function play(browser) {
   await aWrongTokenIsRefused(browser);
   await aBroadcastIsSubmittedAndWatched(page);
   await aBadListIsExplained(page);
+  await aListIsFetchedByItsAddress(page);
   await aJobIsPausedResumedAndCancelled(page);
   await theDeadAreSeenAndRedriven(page);
   await aTargetIsParkedAndUnparked(page);

@@ -67,7 +67,8 @@ impl From<ControlError> for Refusal {
 }
 
 const JOB_VERBS: &[&str] = &[
-    "pause", "resume", "cancel", "rate", "priority", "schedule", "deadline", "pace", "repair", "recall",
+    "pause", "resume", "cancel", "rate", "priority", "schedule", "deadline", "pace", "repair",
+    "recall",
 ];
 
 async fn job<B: Broker, S: Store, T: Transport>(

@@ -1,34 +1,28 @@
 //! Fetches the list that a job names by its address, from the hosts that the configuration of its
-//! app lists. A list comes whole or not at all: an answer that breaks off, or another version than
-//! the job asks for, refuses the job.
+//! app lists. A list comes whole or not at all: an answer that breaks off for good (`reading`), or
+//! another version than the job asks for, refuses the job.
+
+mod reading;
 
 use std::fs::File;
 use std::time::{Duration, Instant};
 
-use axum::body::Bytes;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
-use futures_util::{StreamExt as _, stream};
-use ring::digest::{self, SHA256};
+use axum::http::{HeaderMap, Uri, header};
 
+use self::reading::Reading;
 use super::Gateway;
 use super::problem::Refusal;
-use super::spool::spool;
 use super::upload::ListKind;
 use crate::domain::fields::Problem;
 use crate::domain::list::Format;
 use crate::domain::list_reference::{
-    FetchedList, ListHosts, ListReference, digits, entity_tag, format_of, without_query,
+    FetchedList, ListHosts, ListReference, format_of, without_query,
 };
 use crate::domain::notice::UrlPlace;
-use crate::http::client::{Client, Download};
-use crate::ports::{Broker, CERTIFICATE, PRIVATE_ADDRESS, Request, SendError};
+use crate::http::client::Client;
+use crate::metrics::ListResult;
+use crate::ports::{Broker, CERTIFICATE, PRIVATE_ADDRESS, SendError};
 use crate::secret::Secret;
-
-/// Longest wait for the head of an answer.
-const HEAD_PATIENCE: Duration = Duration::from_secs(30);
-
-/// Longest entity tag that is kept.
-const ETAG_BYTES_MAX: usize = 256;
 
 /// Where the lists of an app may come from.
 #[derive(Clone, Debug)]
@@ -68,12 +62,16 @@ impl<B: Broker, S, T> Gateway<B, S, T> {
             false => &self.list_clients.public,
         };
         let (url, started) = (parse(&reference.url)?, Instant::now());
-        let request = request(&url, source)?;
-        let fetching = async {
-            let download = client.start_download(request, HEAD_PATIENCE);
-            let download = download.await.map_err(|error| unreached(&error))?;
-            self.receive(&url, reference, download).await
+        let reading = Reading {
+            client,
+            url: &url,
+            source,
+            reference: &reference,
+            folder: &self.upload_dir,
+            bytes_max: self.upload_bytes_max,
+            metrics: &self.context.metrics,
         };
+        let fetching = receive(&reading);
         let fetched = tokio::time::timeout(source.timeout, fetching).await;
         let fetched = fetched.unwrap_or_else(|_| {
             let what = format!(
@@ -81,6 +79,11 @@ impl<B: Broker, S, T> Gateway<B, S, T> {
                 source.timeout
             );
             Err(not_whole(&what))
+        });
+        self.context.metrics.list_read(match &fetched {
+            Ok(_) => ListResult::Fetched,
+            Err(Refusal::Unavailable(_)) => ListResult::Failed,
+            Err(_) => ListResult::Refused,
         });
         let (url, took) = (without_query(&url), started.elapsed());
         match &fetched {
@@ -121,115 +124,33 @@ impl<B: Broker, S, T> Gateway<B, S, T> {
             }
         }
     }
+}
 
-    async fn receive(
-        &self,
-        url: &Uri,
-        reference: ListReference,
-        download: Download,
-    ) -> Result<Fetched, Refusal> {
-        let headers = &download.reply.headers;
-        if download.reply.status != 200 {
-            return Err(refused(download.reply.status, headers));
-        }
-        if let Some(coding) = text(headers, header::CONTENT_ENCODING)
-            && !coding.eq_ignore_ascii_case("identity")
-        {
-            let what = format!("the list is compressed ({coding}); it must come as it is");
-            return Err(bad("url", what));
-        }
-        let etag = text(headers, header::ETAG).map(entity_tag);
-        let etag = etag.filter(|it| !it.is_empty() && it.len() <= ETAG_BYTES_MAX);
-        if let Some(wanted) = &reference.etag
-            && etag != Some(wanted)
-        {
-            let now = etag.map_or("no entity tag".to_owned(), |etag| format!("{etag:?}"));
-            let what = format!("the list has {now} now, not {wanted:?}: it is another version");
-            return Err(bad("etag", what));
-        }
-        let list = kind(&reference, text(headers, header::CONTENT_TYPE), url)?;
-        let etag = etag.map(str::to_owned);
-        let length = text(headers, header::CONTENT_LENGTH).and_then(|it| it.parse().ok());
-        if length.is_some_and(|length: u64| length > self.upload_bytes_max) {
-            let what = format!(
-                "the list has {} bytes, more than {} (gateway.upload_bytes_max)",
-                length.unwrap_or_default(),
-                self.upload_bytes_max
-            );
-            return Err(Refusal::BadBody(StatusCode::PAYLOAD_TOO_LARGE, what));
-        }
-        let (file, sha256) = self.keep(download).await?;
-        if let Some(wanted) = &reference.sha256
-            && *wanted != sha256
-        {
-            let what =
-                format!("the list has the SHA-256 {sha256}: it is another version, or damaged");
-            return Err(bad("sha256", what));
-        }
-        let bytes = file.metadata().map_or(0, |it| it.len());
-        let version = FetchedList {
-            url: without_query(url),
-            etag,
-            sha256,
-            bytes,
-        };
-        Ok(Fetched {
-            version,
-            list,
-            file,
-        })
+/// Reads a list and checks its version.
+async fn receive(reading: &Reading<'_>) -> Result<Fetched, Refusal> {
+    let whole = reading.whole().await?;
+    if let Some(wanted) = &reading.reference.sha256
+        && *wanted != whole.sha256
+    {
+        let sha256 = whole.sha256;
+        let what = format!("the list has the SHA-256 {sha256}: it is another version, or damaged");
+        return Err(bad("sha256", what));
     }
-
-    /// Writes the list to a file, and returns its SHA-256 too.
-    async fn keep(&self, download: Download) -> Result<(File, String), Refusal> {
-        let mut hash = digest::Context::new(&SHA256);
-        let pieces = stream::unfold(Some((download, 0_u64)), async |state| {
-            let (mut download, received) = state?;
-            match download.piece().await.map(Bytes::copy_from_slice) {
-                Ok(piece) if piece.is_empty() => None,
-                Ok(piece) => {
-                    let received = received + piece.len() as u64;
-                    Some((Ok(piece), Some((download, received))))
-                }
-                Err(error) => {
-                    let what = format!("broke off after {received} bytes: {}", what(&error));
-                    Some((Err(not_whole(&what)), None))
-                }
-            }
-        });
-        let hashed = pieces.inspect(|piece| {
-            if let Ok(piece) = piece {
-                hash.update(piece);
-            }
-        });
-        let file = spool(&self.upload_dir, self.upload_bytes_max, hashed).await?;
-        Ok((file, digits(hash.finish().as_ref())))
-    }
+    Ok(Fetched {
+        version: FetchedList {
+            url: without_query(reading.url),
+            etag: whole.etag,
+            sha256: whole.sha256,
+            bytes: whole.bytes,
+        },
+        list: whole.list,
+        file: whole.file,
+    })
 }
 
 fn parse(url: &str) -> Result<Uri, Refusal> {
     url.parse()
         .map_err(|error| bad("url", format!("{url:?} is not a URL: {error}")))
-}
-
-fn request(url: &Uri, source: &ListSource) -> Result<Request, Refusal> {
-    let mut headers = HeaderMap::new();
-    let any = "text/csv, application/x-ndjson, text/plain, */*;q=0.1";
-    headers.insert(header::ACCEPT, HeaderValue::from_static(any));
-    if let Some(token) = &source.token {
-        let value = HeaderValue::try_from(format!("Bearer {}", token.expose()));
-        let mut value = value.map_err(|_| {
-            Refusal::Unavailable("the token of the list's source is not a header".to_owned())
-        })?;
-        value.set_sensitive(true);
-        headers.insert(header::AUTHORIZATION, value);
-    }
-    Ok(Request {
-        method: Method::GET,
-        uri: url.clone(),
-        headers,
-        body: Bytes::new(),
-    })
 }
 
 /// How to read the list.

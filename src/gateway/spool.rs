@@ -28,14 +28,18 @@ pub(super) async fn spool(
         let chunk = chunk?;
         size += chunk.len() as u64;
         if size > most {
-            let what = format!("the list has more than {most} bytes (gateway.upload_bytes_max)");
-            return Err(Refusal::BadBody(StatusCode::PAYLOAD_TOO_LARGE, what));
+            return Err(too_long(most));
         }
         file.write_all(&chunk).await.map_err(|error| full(&error))?;
     }
     // Written, not synced: only the broker's confirm promises that the list lasts.
     file.flush().await.map_err(|error| full(&error))?;
     Ok(file.into_std().await)
+}
+
+pub(super) fn too_long(most: u64) -> Refusal {
+    let what = format!("the list has more than {most} bytes (gateway.upload_bytes_max)");
+    Refusal::BadBody(StatusCode::PAYLOAD_TOO_LARGE, what)
 }
 
 /// Writes records into a file. Only the disk can make it wait.

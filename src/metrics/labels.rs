@@ -118,6 +118,24 @@ impl AskedResult {
     }
 }
 
+/// What became of a list that a job names by its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum ListResult {
+    Fetched,
+    Refused,
+    /// Its server did not answer, or broke off.
+    Failed,
+}
+
+impl ListResult {
+    pub(super) const ALL: &'static [Self] = Self::VARIANTS;
+
+    pub(super) fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
 /// A step of the ledger or limiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]

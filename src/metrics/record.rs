@@ -6,8 +6,8 @@ use std::time::Duration;
 use prometheus::{Histogram, IntCounter, IntGauge};
 
 use super::labels::{
-    AskedResult, Bound, BrokerUser, JobResult, LedgerStep, NoticeKind, NoticeResult, SliceResult,
-    SpanResult,
+    AskedResult, Bound, BrokerUser, JobResult, LedgerStep, ListResult, NoticeKind, NoticeResult,
+    SliceResult, SpanResult,
 };
 use super::{APPS_MAX, Metrics, OTHER};
 use crate::domain::announce::EventKind;
@@ -236,6 +236,18 @@ impl Metrics {
         self.notices
             .with_label_values(&[kind.as_str(), result.as_str()])
             .inc();
+    }
+
+    pub fn list_read(&self, result: ListResult) {
+        self.list_reads.with_label_values(&[result.as_str()]).inc();
+    }
+
+    pub fn list_bytes_read(&self, bytes: usize) {
+        self.list_bytes.inc_by(bytes as u64);
+    }
+
+    pub fn list_read_broke(&self) {
+        self.list_breaks.inc();
     }
 
     pub fn before_accept(&self, result: AskedResult, took: Duration) {

@@ -3,7 +3,8 @@
 
 use super::Metrics;
 use super::labels::{
-    AskedResult, Bound, JobResult, LedgerStep, NoticeKind, NoticeResult, SliceResult, SpanResult,
+    AskedResult, Bound, JobResult, LedgerStep, ListResult, NoticeKind, NoticeResult, SliceResult,
+    SpanResult,
 };
 use super::record::{CLAIM_STATES, TargetMetrics};
 use crate::domain::announce::EventKind;
@@ -61,6 +62,11 @@ impl Metrics {
         }
         for &result in AskedResult::ALL {
             self.before_accept
+                .with_label_values(&[result.as_str()])
+                .inc_by(0);
+        }
+        for &result in ListResult::ALL {
+            self.list_reads
                 .with_label_values(&[result.as_str()])
                 .inc_by(0);
         }

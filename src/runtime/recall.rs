@@ -181,9 +181,7 @@ impl<'a> Recallable<'a> {
                     if answer.class == Class::Throttled {
                         // The account is throttled as a whole: sends wait too.
                         let job = self.record.job.to_string();
-                        context
-                            .heed(target, &job, None, answer.class, answer)
-                            .await;
+                        context.heed(target, &job, None, answer.class, answer).await;
                     }
                     result.stop(answer);
                     return Ok(result);

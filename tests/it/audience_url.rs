@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::process::run_fanwise;
 use crate::support::wait::until;
-use crate::support::world::{BOUND, Plan, World, users};
+use crate::support::world::{BOUND, Gateway, Plan, World, http_get, users};
 
 /// A server with one list, which has versions.
 #[derive(Clone, Default)]
@@ -281,6 +281,215 @@ async fn a_list_by_reference_is_sent_once_and_its_version_is_told() {
         .find(|it| it.recipient == "u9");
     assert!(text.is_some_and(|it| it.payload.contains("hello Name of u9")));
     worker.drain().await;
+    gateway.end().await;
+    world.end().await;
+}
+
+/// Answers each request in a way of its own, and then closes: its number, and the first byte that it
+/// asks for.
+type Answers = Box<dyn Fn(usize, Option<usize>) -> String + Send + Sync>;
+
+/// The heads of the requests so far.
+type Asked = Arc<Mutex<Vec<String>>>;
+
+/// A server whose answers break off.
+async fn flaky(answers: Answers) -> (SocketAddr, Asked) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, asked) = (listener.local_addr().unwrap(), Asked::default());
+    let heads = Arc::clone(&asked);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                match stream.read_u8().await {
+                    Ok(byte) => head.push(byte.into()),
+                    Err(_) => break,
+                }
+            }
+            let range = head.split("range: bytes=").nth(1);
+            let from = range.and_then(|it| it.split('-').next()?.parse().ok());
+            let number = heads.lock().unwrap().len();
+            heads.lock().unwrap().push(head);
+            // A client that is gone needs no answer.
+            let _ = stream.write_all(answers(number, from).as_bytes()).await;
+        }
+    });
+    (address, asked)
+}
+
+/// The answer with a list, or with its rest from a byte on, of which `sent` bytes come.
+fn part(list: &str, etag: &str, from: Option<usize>, sent: usize) -> String {
+    let rest = &list[from.unwrap_or(0)..];
+    let (status, range) = match from {
+        Some(from) => {
+            let range = format!(
+                "content-range: bytes {from}-{}/{}\r\n",
+                list.len() - 1,
+                list.len()
+            );
+            ("206 Partial Content", range)
+        }
+        None => ("200 OK", String::new()),
+    };
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n{range}etag: {etag}\r\n\r\n{}",
+        rest.len(),
+        &rest[..sent.min(rest.len())]
+    )
+}
+
+fn lines(count: usize) -> String {
+    users(count).iter().map(|it| format!("{it}\n")).collect()
+}
+
+fn sha256(text: &str) -> String {
+    let digest = digest(&SHA256, text.as_bytes());
+    digest
+        .as_ref()
+        .iter()
+        .map(|it| format!("{it:02x}"))
+        .collect()
+}
+
+async fn list_metric(gateway: &Gateway, name: &str) -> f64 {
+    let text = http_get(gateway.admin, "/metrics").await.unwrap();
+    let line = text.lines().find(|it| it.starts_with(name)).unwrap();
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// A list that breaks off is read on where it ended if its entity tag says that it is the same, and
+/// again from its beginning otherwise; what reaches anybody is one version, whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_breaks_off_is_read_to_its_end() {
+    let Some(world) = world("list-resumed").await else {
+        return;
+    };
+    let gateway = world.gateway(&[]).await;
+    let list = lines(3000);
+    let digest = sha256(&list);
+    let third = list.len() / 3;
+    let taken = async |key: &str, server: SocketAddr, more: Value| {
+        let mut audience = json!({"url": format!("http://{server}/u.txt")});
+        audience
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        submit(gateway.port, job(key, &audience)).await
+    };
+
+    // It breaks off twice, then in the middle of a head, and once its server is busy.
+    let text = list.clone();
+    let (server, asked) = flaky(Box::new(move |number, from| match number {
+        2 => "HTTP/1.1 206 Par".to_owned(),
+        3 => "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        _ => part(&text, "\"v1\"", from, third),
+    }))
+    .await;
+    let (status, accepted) = taken("resumed", server, json!({"sha256": digest})).await;
+    assert_eq!(
+        (status, &accepted["recipients"]),
+        (202, &json!(3000)),
+        "{accepted}"
+    );
+    assert_eq!(
+        (
+            &accepted["fetched"]["sha256"],
+            &accepted["fetched"]["bytes"]
+        ),
+        (&json!(digest), &json!(list.len()))
+    );
+    let heads = asked.lock().unwrap().clone();
+    let ranges = [third, 2 * third, 2 * third, 2 * third, 3 * third];
+    assert!(!heads[0].contains("range:"), "{}", heads[0]);
+    for (head, from) in heads[1..].iter().zip(ranges) {
+        assert!(
+            head.contains(&format!("range: bytes={from}-\r\n")),
+            "{head}"
+        );
+        assert!(head.contains("if-range: \"v1\"\r\n"), "{head}");
+    }
+    assert!(heads.len() <= 6, "{}", heads.len());
+    assert_eq!(
+        list_metric(&gateway, "fanwise_list_read_bytes_total ").await,
+        list.len() as f64
+    );
+    let breaks = list_metric(&gateway, "fanwise_list_read_breaks_total ").await;
+    assert_eq!(breaks as usize, heads.len() - 1);
+
+    // Another version comes in the middle, or the server has no strong tag.
+    let newer = lines(2000);
+    for (key, first_tag, later_tag) in [
+        ("changed", "\"v1\"", "\"v2\""),
+        ("weak", "W/\"v1\"", "W/\"v2\""),
+    ] {
+        let (old, new) = (list.clone(), newer.clone());
+        let answers = move |number, _| match number {
+            0 => part(&old, first_tag, None, third),
+            _ => part(&new, later_tag, None, usize::MAX),
+        };
+        let (server, asked) = flaky(Box::new(answers)).await;
+        let (status, accepted) = taken(key, server, json!({})).await;
+        assert_eq!(
+            (status, &accepted["recipients"]),
+            (202, &json!(2000)),
+            "{accepted}"
+        );
+        assert_eq!(accepted["fetched"]["sha256"], sha256(&newer), "{key}");
+        let heads = asked.lock().unwrap().clone();
+        assert_eq!(heads[1].contains("if-range:"), key != "weak", "{key}");
+    }
+
+    // A job that names the version that began gets that one or none.
+    let (old, new) = (list.clone(), newer.clone());
+    let answers = move |number, _| match number {
+        0 => part(&old, "\"v1\"", None, third),
+        _ => part(&new, "\"v2\"", None, usize::MAX),
+    };
+    let (server, _) = flaky(Box::new(answers)).await;
+    let (status, refused) = taken("named", server, json!({"sha256": digest})).await;
+    assert!(
+        status == 400 && refused.to_string().contains("audience.sha256"),
+        "{refused}"
+    );
+    let (old, new) = (list.clone(), newer.clone());
+    let answers = move |number, _| match number {
+        0 => part(&old, "\"v1\"", None, third),
+        _ => part(&new, "\"v2\"", None, usize::MAX),
+    };
+    let (server, _) = flaky(Box::new(answers)).await;
+    let (status, refused) = taken("tagged", server, json!({"etag": "v1"})).await;
+    assert!(
+        status == 400 && refused.to_string().contains("audience.etag"),
+        "{refused}"
+    );
+
+    // The server answers with another part than was asked for, under the same tag.
+    let text = list.clone();
+    let answers = move |number, from: Option<usize>| match number {
+        0 => part(&text, "\"v1\"", None, third),
+        1 => part(&text, "\"v1\"", from.map(|from| from - 1), usize::MAX),
+        _ => part(&text, "\"v1\"", None, usize::MAX),
+    };
+    let (server, asked) = flaky(Box::new(answers)).await;
+    let (status, accepted) = taken("other-part", server, json!({"sha256": digest})).await;
+    assert_eq!(status, 202, "{accepted}");
+    assert!(!asked.lock().unwrap()[2].contains("range:"));
+
+    // One that goes on by a byte a time is given up, with all that came of it.
+    let text = list.clone();
+    let (server, asked) = flaky(Box::new(move |_, from| part(&text, "\"v1\"", from, 1))).await;
+    let (status, refused) = taken("slow", server, json!({})).await;
+    assert!(
+        status == 503 && refused.to_string().contains("broke off after 11 bytes"),
+        "{refused}"
+    );
+    assert_eq!(asked.lock().unwrap().len(), 11);
+    for (result, count) in [("fetched", 4.0), ("refused", 2.0), ("failed", 1.0)] {
+        let name = format!("fanwise_list_reads_total{{result=\"{result}\"}}");
+        assert_eq!(list_metric(&gateway, &name).await, count, "{result}");
+    }
+    let known = world.json(&["job", "list"]).await;
+    assert_eq!(known.as_array().unwrap().len(), 4);
     gateway.end().await;
     world.end().await;
 }

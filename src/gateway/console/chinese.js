@@ -47,7 +47,7 @@ export const CHINESE = {
   'Starts': '开始时间', 'No job waits for its start time.': '没有等待开始的任务。', 'There may be more in older jobs.': '更早的任务中可能还有。',
   // submit
   'Message': '消息', 'Text': '文本', 'Stored message': '模板', 'JSON': 'JSON', 'Kind of message': '消息类型', 'Write {{ name }} for a value of the recipient.': '用 {{ name }} 表示接收者的变量。',
-  'Values for all recipients, as JSON': '所有接收者共用的变量（JSON）', 'Paste': '粘贴', 'File': '文件', 'All users': '所有用户', 'Where the recipients come from': '接收者来源', 'Format': '格式', 'One id a line': '每行一个 ID', 'List': '列表',
+  'Values for all recipients, as JSON': '所有接收者共用的变量（JSON）', 'Paste': '粘贴', 'File': '文件', 'Address': '地址', 'Address of the list': '名单地址', 'As the list says': '由名单决定', 'The gateway fetches it, from the hosts that the configuration of the app lists.': '由网关从应用配置中列出的主机获取。', 'Only exactly this list is sent to. May be empty.': '仅发送给与此完全一致的名单，可留空。', 'All users': '所有用户', 'Where the recipients come from': '接收者来源', 'Format': '格式', 'One id a line': '每行一个 ID', 'List': '列表',
   '.txt with one id a line, .csv or .ndjson': '.txt（每行一个 ID）、.csv 或 .ndjson', 'All users of the target get it.': '目标的所有用户都会收到。', 'Column of the ids': 'ID 所在列', 'Its name, or its number.': '列名或列号。',
   'Other columns are values for the message': '其他列作为消息变量', 'Key (client_msg_no)': '键（client_msg_no）', 'The same key and message is the same job.': '键与消息相同即为同一任务。', 'Default of the app': '应用的默认目标',
   'Priority': '优先级', 'high': '高', 'normal': '普通', 'bulk': '批量', 'Such as 200/s; empty for no limit of its own.': '例如 200/s；留空表示无自身限速。', 'Expires': '过期时间', 'Upload': '上传',

@@ -59,7 +59,10 @@ fn limits<S: Store, T>(
     let shared = target.shared_limit.as_ref();
     let named = [
         (LimitOf::Shared, shared.map(|it| (&it.name, Some(it.rate)))),
-        (LimitOf::TargetDaily, Some((&target.name, target.daily_limit))),
+        (
+            LimitOf::TargetDaily,
+            Some((&target.name, target.daily_limit)),
+        ),
         (LimitOf::Target, Some((&target.name, target.limit))),
     ];
     let of_target = named.into_iter().filter_map(|(limit, named)| {
@@ -143,7 +146,10 @@ mod tests {
     fn a_recall_leases_the_part_of_a_block_that_belongs_to_its_priority() {
         let units = |rate: &str| {
             let rate: Rate = rate.parse().unwrap();
-            Priority::ALL.iter().map(|it| share(rate, *it)).collect::<Vec<_>>()
+            Priority::ALL
+                .iter()
+                .map(|it| share(rate, *it))
+                .collect::<Vec<_>>()
         };
         // A block is 50 ms of the rate: 65, 5, 1.
         assert_eq!(units("1300/s"), [40, 20, 5]);

@@ -65,13 +65,16 @@ fn list(bytes: u64) -> FetchedList {
     }
 }
 
-const CHANGES: [Action; 3] = [
+const CHANGES: [Action; 4] = [
     Action::Priority {
         priority: Priority::High,
     },
     Action::Schedule { not_before_ms: 70 },
     Action::Deadline {
         expires_at_ms: None,
+    },
+    Action::Pace {
+        pace_until_ms: Some(80),
     },
 ];
 
@@ -95,6 +98,13 @@ async fn a_job_shows_what_an_operator_changed(bench: &impl StoreBench) {
         (record.not_before_ms, record.expires_at_ms),
         (Some(70), None)
     );
+    assert_eq!(record.pace_until_ms, Some(80));
+    let none = Action::Pace {
+        pace_until_ms: None,
+    };
+    store.amend(job.id(), &none).await.unwrap();
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    assert_eq!(record.pace_until_ms, None);
     let later = Action::Deadline {
         expires_at_ms: Some(99),
     };

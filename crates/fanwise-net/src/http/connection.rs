@@ -214,7 +214,7 @@ impl Connection {
         };
         let late = |_| Broken::new("timeout", format!("no reply within {patience:?}"));
         let head = timeout(patience, answered).await.map_err(late)??;
-        if head.status != 200 {
+        if !matches!(head.status, 200 | 206) {
             let rest = timeout(patience, self.read_reply(head, true, HEAD_BYTES_MAX));
             return Ok((rest.await.map_err(late)??.reply, Left::Nothing));
         }

@@ -254,7 +254,7 @@ impl Client {
     }
 
     /// Sends a request once, on a connection of its own, and waits for the head of the reply. The
-    /// body of a 200 is then read piece by piece; any other reply comes whole.
+    /// body of a 200 or a 206 is then read piece by piece; any other reply comes whole.
     pub async fn start_download(
         &self,
         request: Request,
@@ -275,14 +275,14 @@ impl Client {
 
 /// A reply whose body is still on its way.
 pub struct Download {
-    /// Its body is empty if the status is 200.
+    /// Its body is empty if the status is 200 or 206.
     pub reply: HttpReply,
     connection: Box<Connection>,
     left: Left,
 }
 
 impl Download {
-    /// The next piece of the body of a 200; empty at its end, and only there.
+    /// The next piece of the body of a 200 or a 206; empty at its end, and only there.
     pub async fn piece(&mut self) -> Result<&[u8], SendError> {
         let piece = self.connection.piece(&mut self.left).await;
         piece.map_err(Broken::unknown)

@@ -29,19 +29,33 @@ function jobOf(form) {
 
 const KINDS = { lines: ['text/plain', 'txt'], csv: ['text/csv', 'csv'], ndjson: ['application/x-ndjson', 'ndjson'] };
 
+const endsInCsv = (name) => /\.csv$/i.test(name);
+
+/** Whether the list of a form is a CSV, as far as its format or its name tells. */
+const isCsvOf = (form) => ({
+  paste: () => form.format === 'csv',
+  file: () => endsInCsv(form.file?.name || ''),
+  url: () => (form.urlFormat ? form.urlFormat === 'csv' : endsInCsv(form.url.trim().split(/[?#]/)[0])),
+  all: () => false,
+}[form.audience]());
+
 /** Sends a form, or only has it checked. */
 function send(form, dryRun, progress) {
   const job = jobOf(form);
   if (form.audience === 'all') {
     return post(address('v1/jobs', { dry_run: dryRun || undefined }), { ...job, audience: { all: true }, confirm_all: true });
   }
+  if (form.audience === 'url') {
+    const csv = isCsvOf(form) && { column: form.column || undefined, vars: form.columnsAreVars || undefined };
+    const audience = { url: form.url.trim(), format: form.urlFormat || undefined, sha256: form.sha256.trim() || undefined, ...csv };
+    return post(address('v1/jobs', { dry_run: dryRun || undefined }), { ...job, audience });
+  }
   const [kind, ending] = KINDS[form.format];
   const list = form.audience === 'file' ? form.file : new Blob([form.list], { type: kind });
   const parts = new FormData();
   parts.append('job', JSON.stringify(job));
   parts.append('audience', list, form.audience === 'file' ? form.file.name : `audience.${ending}`);
-  const isCsv = form.audience === 'file' ? /\.csv$/i.test(form.file.name) : form.format === 'csv';
-  const query = isCsv ? { column: form.column, vars: form.columnsAreVars || undefined } : {};
+  const query = isCsvOf(form) ? { column: form.column, vars: form.columnsAreVars || undefined } : {};
   return upload(address('v1/jobs', { ...query, dry_run: dryRun || undefined }), parts, progress);
 }
 
@@ -80,15 +94,18 @@ function Message({ form, set, templates }) {
 }
 
 function Audience({ form, set }) {
-  const ways = [['paste', t('Paste')], ['file', t('File')], ['all', t('All users')]];
-  const isCsv = form.audience === 'paste' ? form.format === 'csv' : form.audience === 'file' && /\.csv$/i.test(form.file?.name || '');
+  const ways = [['paste', t('Paste')], ['file', t('File')], ['url', t('Address')], ['all', t('All users')]];
+  const formats = [['lines', t('One id a line')], ['csv', 'CSV'], ['ndjson', 'NDJSON']];
   return html`<section class="card"><h2>${t('Recipients')}</h2>
     <div class="tabs" role="group" aria-label=${t('Where the recipients come from')}>${ways.map(([way, name]) => html`<button type="button" aria-pressed=${form.audience === way} onClick=${() => set('audience', way)}>${name}</button>`)}</div>
-    ${form.audience === 'paste' && html`<${Field} label=${t('Format')}><${Select} value=${form.format} change=${(value) => set('format', value)} options=${[['lines', t('One id a line')], ['csv', 'CSV'], ['ndjson', 'NDJSON']]} /><//>
+    ${form.audience === 'paste' && html`<${Field} label=${t('Format')}><${Select} value=${form.format} change=${(value) => set('format', value)} options=${formats} /><//>
       <${Field} label=${t('List')} wide><textarea rows="8" class="code" spellcheck="false" value=${form.list} onInput=${(event) => set('list', event.target.value)} placeholder=${form.format === 'csv' ? 'id,name\nu1,Ann' : form.format === 'ndjson' ? '{"id": "u1", "vars": {"name": "Ann"}}' : 'u1\nu2'}></textarea><//>`}
     ${form.audience === 'file' && html`<${Field} label=${t('File')} wide hint=${t('.txt with one id a line, .csv or .ndjson')}><input type="file" accept=".txt,.csv,.ndjson,.jsonl" onChange=${(event) => set('file', event.target.files[0])} /><//>`}
+    ${form.audience === 'url' && html`<${Field} label=${t('Address of the list')} wide hint=${t('The gateway fetches it, from the hosts that the configuration of the app lists.')}><${Input} type="url" value=${form.url} change=${(value) => set('url', value)} placeholder="https://lists.example.com/users.csv" required /><//>
+      <div class="line"><${Field} label=${t('Format')}><${Select} value=${form.urlFormat} change=${(value) => set('urlFormat', value)} options=${[['', t('As the list says')], ...formats]} /><//>
+      <${Field} label="SHA-256" hint=${t('Only exactly this list is sent to. May be empty.')}><${Input} class="code" value=${form.sha256} change=${(value) => set('sha256', value)} pattern="\\s*([0-9a-fA-F]{64})?\\s*" /><//></div>`}
     ${form.audience === 'all' && html`<div class="notice warn">${t('All users of the target get it.')}</div>`}
-    ${isCsv && html`<div class="line"><${Field} label=${t('Column of the ids')} hint=${t('Its name, or its number.')}><${Input} value=${form.column} change=${(value) => set('column', value)} /><//>
+    ${isCsvOf(form) && html`<div class="line"><${Field} label=${t('Column of the ids')} hint=${t('Its name, or its number.')}><${Input} value=${form.column} change=${(value) => set('column', value)} /><//>
       <${Check} label=${t('Other columns are values for the message')} value=${form.columnsAreVars} change=${(value) => set('columnsAreVars', value)} /></div>`}
   </section>`;
 }
@@ -109,6 +126,7 @@ function Options({ form, set, about }) {
 
 const START = {
   kind: 'text', text: '', template: '', json: '', vars: '', audience: 'paste', format: 'lines', list: '', file: null,
+  url: '', urlFormat: '', sha256: '',
   column: '', columnsAreVars: true, target: '', priority: 'normal', rate: '', start: '', end: '',
 };
 
