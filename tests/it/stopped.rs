@@ -14,6 +14,10 @@ use crate::support::world::{BOUND, Plan, Worker, World, users};
 /// How long a process is stopped: longer than directives may be old, and than a call may connect.
 const STOPPED: Duration = Duration::from_millis(2500);
 
+/// Calls after which all connections are open. A request on one that the server has not accepted yet
+/// would arrive seconds after it left.
+const UNDER_WAY: usize = 10_000;
+
 async fn until_accepted(mock: &MockHandle, count: usize) {
     until("the first calls", BOUND, async || {
         (mock.stats().accepted >= count as u64).then_some(())
@@ -63,7 +67,7 @@ async fn stops(plan: Plan, name: &str) {
         let paused = round % 2 == 1;
         let before = world.mock.accepted().len();
         let job = world.send(&format!("job-{round}"), &recipients, &[]).await;
-        until_accepted(&world.mock, before + 1000).await;
+        until_accepted(&world.mock, before + UNDER_WAY).await;
         worker.process.freeze();
         let command = if paused { "pause" } else { "cancel" };
         world.json(&["job", command, &job]).await;
@@ -100,7 +104,7 @@ async fn a_worker_that_was_stopped_sends_nothing_while_the_ledger_is_away() {
     let world = Plan::on(&amqp, redis.url()).start("stopped-away").await;
     let worker = world.worker().await;
     let job = world.send("job", &users(40_000), &[]).await;
-    until_accepted(&world.mock, 1000).await;
+    until_accepted(&world.mock, UNDER_WAY).await;
     worker.process.freeze();
     world.json(&["job", "cancel", &job]).await;
     redis.freeze();
