@@ -16,7 +16,7 @@ const STOPPED: Duration = Duration::from_millis(2500);
 
 /// Calls after which all connections are open. A request on one that the server has not accepted yet
 /// would arrive seconds after it left.
-const UNDER_WAY: usize = 10_000;
+const UNDER_WAY: usize = 5000;
 
 async fn until_accepted(mock: &MockHandle, count: usize) {
     until("the first calls", BOUND, async || {
@@ -62,8 +62,8 @@ async fn a_worker_that_was_stopped_knows_of_a_cancel_on_a_redis_cluster() {
 async fn stops(plan: Plan, name: &str) {
     let world = plan.start(name).await;
     let worker = world.worker().await;
-    let recipients = users(40_000);
-    for round in 0..4 {
+    let recipients = users(20_000);
+    for round in 0..2 {
         let paused = round % 2 == 1;
         let before = world.mock.accepted().len();
         let job = world.send(&format!("job-{round}"), &recipients, &[]).await;
