@@ -2,7 +2,7 @@
 //!
 //! The pages are files in this program, so that nothing is built or loaded from elsewhere. They use
 //! only the HTTP interface that every client uses, with the token that the user gives them. So the
-//! files need no token, and whoever has them can see nothing.
+//! files need no token: they show nothing by themselves.
 //!
 //! The browser may run only these files and send requests only to this server. If a text from
 //! outside ever became more than text, it could do nothing.

@@ -1,7 +1,7 @@
 //! Serves dead letters over HTTP: pages, a stream of all of them, redrive and purge.
 //!
 //! [`requests`] parses the bodies of redrive and purge, [`mod@stream`] sends all letters as lines,
-//! [`pages`] shows pages from a sorted [`copy`].
+//! [`mod@pages`] shows pages from a sorted [`copy`].
 
 mod copy;
 mod pages;

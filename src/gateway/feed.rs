@@ -58,7 +58,7 @@ const OVERLAP_MS: u64 = 1000;
 /// Most unfinished jobs that are followed.
 const LIVE_MAX: usize = 20_000;
 
-/// Jobs whose end is remembered. An extension of any other job is told only if a look finds the job
+/// Jobs whose end is remembered. An extension of any other job is reported only if a look finds the job
 /// before it is completed again.
 const ENDED_MAX: usize = 20_000;
 
@@ -86,7 +86,7 @@ struct News {
 struct Known {
     /// The jobs that are not completed.
     live: HashMap<JobId, Arc<JobRecord>>,
-    /// How jobs ended, so that each end is told once.
+    /// How jobs ended, so that each end is reported once.
     ended: HashMap<JobId, Stood>,
     /// The same jobs, in the order in which they were found.
     found: VecDeque<JobId>,
