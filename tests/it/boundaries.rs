@@ -11,7 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("domain", &["codec", "json"]),
     ("ports", &["domain", "json", "secret"]),
     // Engines: they use neither the worker nor each other.
-    ("amqp", &["clock", "domain", "ports", "tls"]),
+    ("amqp", &["clock", "domain", "error", "ports", "tls"]),
     (
         "store",
         &["clock", "domain", "error", "json", "ports", "secret", "tls"],
