@@ -39,9 +39,16 @@ async function start(pattern, program, ...args) {
 
 // --- the run --------------------------------------------------------------------------------------
 
+/** As every producer must, it repeats a request that is answered 503: "not possible now, try again". */
 async function post(url, value, method = 'POST') {
-  const response = await fetch(url, { method, body: JSON.stringify(value), headers: { 'Content-Type': 'application/json' } });
-  assert(response.ok, `${url}: ${response.status} ${await response.clone().text()}`);
+  const end = Date.now() + 30_000;
+  for (;;) {
+    const response = await fetch(url, { method, body: JSON.stringify(value), headers: { 'Content-Type': 'application/json' } });
+    if (response.ok) return;
+    const text = await response.text();
+    assert(response.status === 503 && Date.now() < end, `${url}: ${response.status} ${text}`);
+    await pause(500);
+  }
 }
 
 async function startAll() {
