@@ -60,13 +60,9 @@ impl Lists {
     fn set(&self, version: u32, recipients: &[String]) -> String {
         let rows = recipients.iter().map(|it| format!("{it},Name of {it}\n"));
         let text = format!("uid,name\n{}", rows.collect::<String>());
-        *self.0.lock().unwrap() = (version, text.clone());
-        let digest = digest(&SHA256, text.as_bytes());
+        let digest = sha256(&text);
+        *self.0.lock().unwrap() = (version, text);
         digest
-            .as_ref()
-            .iter()
-            .map(|it| format!("{it:02x}"))
-            .collect()
     }
 }
 
