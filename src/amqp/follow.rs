@@ -2,7 +2,7 @@
 //!
 //! A queue of its own gets a copy of every message that is published from now on, then the retained
 //! queue is read. A mark, published into the own queue, tells when all earlier copies have arrived:
-//! the broker confirms a message when every queue has it. Whoever edits the retained queue says so
+//! the broker confirms a message when every queue has it. An editor of the retained queue says so
 //! through the exchange of edits, before the first change.
 //!
 //! The own queue lives as long as its connection. It would make a publish count as routed although

@@ -2,7 +2,7 @@
 //!
 //! A retained queue has no index, and RabbitMQ hands it out only as a whole, to one reader at a
 //! time. So one task copies all letters once, follows the queue from then on, and gives the copy to
-//! whoever wants a page. Before each page it catches up, so a page has every letter that was
+//! each request for a page. Before each page it catches up, so a page has every letter that was
 //! published before it was asked for, and none that was removed through Fanwise. When letters are
 //! removed or changed, through whatever process, the task copies all of them again.
 //!
@@ -160,7 +160,7 @@ impl Keeper {
     async fn refuse(&mut self, until: Instant) -> ControlFlow<()> {
         loop {
             for asked in self.waiting.drain(..) {
-                // Whoever asked may be gone.
+                // The request may be gone.
                 let _ = asked.send(None);
             }
             tokio::select! {
