@@ -557,12 +557,18 @@ impl<S: Store, T> Context<S, T> {
             news(&before, &board, " ended");
             news(&board, &before, "");
         }
+        // The metrics show them before the first delivery follows them.
+        self.show_board(&board);
         self.directives.send_replace(board);
     }
 
     /// Shows the directives in force in the metrics. Called every round, since directives expire.
     pub fn show_directives(&self) {
-        let (board, now) = (self.directives.borrow(), now_ms());
+        self.show_board(&self.directives.borrow());
+    }
+
+    fn show_board(&self, board: &Board) {
+        let now = now_ms();
         let mut counts = [[0; Kind::ALL.len()]; Scope::ALL.len()];
         for directive in board.all(now) {
             counts[directive.subject.scope as usize][directive.action.kind() as usize] += 1;
