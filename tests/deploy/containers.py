@@ -11,13 +11,9 @@ instead of their images; all services share one network of their own, so only th
 need different addresses.
 """
 
-import fcntl
 import json
-import os
 import re
 import shlex
-import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -28,6 +24,7 @@ from pathlib import Path
 
 import jsonschema
 import yaml
+from network import INSIDE, loopback_up, run_in_own_network
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -290,24 +287,15 @@ def run_alone(work, stage):
     check(code == 0 and '"accounts_exact":true' in said, f"demo: {code} {said}")
 
 
-def loopback_up():
-    """What `ip link set lo up` does; a new network has its loopback device down."""
-    with socket.socket() as any_socket:
-        request = struct.pack("16sh", b"lo", 1 | 64)  # IFF_UP, IFF_RUNNING
-        fcntl.ioctl(any_socket, 0x8914, request)  # SIOCSIFFLAGS
-
-
 def main():
-    stage, hadolint = Path(sys.argv[1]).resolve(), sys.argv[2]
-    if hadolint != "inside":
+    if sys.argv[1] != INSIDE:
+        stage, hadolint, schema = Path(sys.argv[1]).resolve(), sys.argv[2], Path(sys.argv[3])
         check_dockerfile(hadolint)
-        check_compose(Path(sys.argv[3]))
-        # A network of its own: the ports of the file are free, and nothing outside can reach them.
-        inside = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        inside += [] if os.geteuid() == 0 else ["--map-root-user"]
-        inside += [sys.executable, __file__, stage, "inside"]
-        sys.exit(subprocess.run(inside).returncode)
+        check_compose(schema)
+        sys.exit(run_in_own_network(__file__, stage))
+    # The ports of docker-compose.yml are free here.
     loopback_up()
+    stage = Path(sys.argv[2])
     with tempfile.TemporaryDirectory(prefix="fanwise-compose.") as work:
         run_alone(Path(work), stage)
         run_compose(Path(work), stage)
