@@ -150,7 +150,7 @@ OVERVIEW = [
         graph("Rate and limit", [(rate("fanwise_recipients_total", "target"), "{{target}}"), (LIMIT, "{{target}} limit")], "Below the limit while recipients wait: the target, the workers or the ledger are the bottleneck.", unit="ops", alert="RateFarBelowLimit"),
         graph("Age of the oldest", [(AGE, "{{target}} {{priority}}")], "A line that rises with the clock: nothing of that lane moves.", unit="s", alert="TimeLagHigh", steps=(300, 900)),
         graph("Calls by class", [(rate("fanwise_calls_total", "class"), "{{class}}")], "Everything but `done` is trouble: transient and throttled pass by themselves, config does not.", unit="ops", stack=True, alert="ErrorRatio"),
-        graph("Jobs", [("max by (state) (fanwise_jobs{@n})", "{{state}}")], "Jobs that are not completed.", stack=True),
+        graph("Jobs", [("max by (state) (fanwise_jobs{@n})", "{{state}}")], "Jobs that are not completed. Many accepted and none running: follow NoWorker.", stack=True),
         graph("Accept to outcome", quantiles("fanwise_accept_to_outcome_seconds"), "Time from acceptance to the outcome of a recipient.", unit="s"),
     ]),
     ("What it stands on", [
@@ -160,7 +160,7 @@ OVERVIEW = [
         stat("Accounts not exact", "sum(increase(fanwise_jobs_inconsistent_total{@n}[$__range]))", "Jobs whose counters and ledger differ.", alert="JobsInconsistent", steps=(1, 1)),
         stat("Panics", "sum(increase(fanwise_panics_total{@n}[$__range]))", "Tasks that panicked.", alert="Panics", steps=(1, 1)),
         stat("Unguarded sends", "sum(increase(fanwise_unguarded_sends_total{@t}[$__range]))", "Recipients that were sent to without a claim.", alert="UnguardedSends", steps=(1, 1)),
-        table("Versions", "count by (version, commit) (fanwise_build_info{@n})", "Processes by version.", {"Value": "processes"}, width=24),
+        table("Versions", "count by (version, commit) (fanwise_build_info{@n})", "Processes by version. More than one version: an update is under way, or has stopped half-way.", {"Value": "processes"}, width=24),
     ]),
 ]
 
@@ -193,7 +193,7 @@ JOBS = [
     ("Jobs", [
         graph("Open jobs", [("max by (state) (fanwise_jobs{@n})", "{{state}}")], "Many accepted and none running: no worker takes jobs.", stack=True, alert="NoWorker"),
         graph("Messages by result", [("sum by (result) (rate(fanwise_jobs_total{@n}[$__rate_interval]))", "{{result}}")], "Messages read from the job queues. rejected and conflict are errors of producers.", unit="ops", alert="RejectedMessages"),
-        graph("Completed", [("sum(rate(fanwise_jobs_completed_total{@n}[$__rate_interval]))", "completed")], "Jobs completed per second.", unit="ops"),
+        graph("Completed", [("sum(rate(fanwise_jobs_completed_total{@n}[$__rate_interval]))", "completed")], "Jobs completed per second. None while recipients get outcomes: only large jobs run.", unit="ops"),
         graph("Longest standstill", [("max by (target) (fanwise_job_standstill_seconds{@t})", "{{target}}")], "Longest time without an outcome of a job that nothing holds back. The ladder alone may take half an hour.", unit="s", alert="JobStalled", steps=(1800, 2400)),
         graph("Pending", [(PENDING, "{{target}} {{priority}}")], "Recipients without an outcome.", stack=True),
         graph("Not taken yet", [("max(fanwise_jobs_waiting{@n})", "jobs"), ("max by (target) (fanwise_slices_waiting{@t})", "slices of {{target}}")], "Messages that no worker has taken. The HPA or KEDA may scale by them.", alert="NoWorker"),
@@ -205,11 +205,11 @@ JOBS = [
     ]),
     ("Fairness", [
         graph("Recipients by app", [('sum by (app) (rate(fanwise_app_recipients_total{@n, app=~"$app"}[$__rate_interval]))', "{{app}}")], "Apps with work share by their weights. Lower the limit of an app that takes too much.", unit="ops", stack=True),
-        graph("Share by app", [('sum by (app) (rate(fanwise_app_recipients_total{@n, app=~"$app"}[$__rate_interval])) / on () group_left sum(rate(fanwise_app_recipients_total{@n}[$__rate_interval]))', "{{app}}")], "Share of all recipients.", unit="percentunit"),
+        graph("Share by app", [('sum by (app) (rate(fanwise_app_recipients_total{@n, app=~"$app"}[$__rate_interval])) / on () group_left sum(rate(fanwise_app_recipients_total{@n}[$__rate_interval]))', "{{app}}")], "Share of all recipients. It follows `apps.NAME.weight` while the apps have work.", unit="percentunit"),
         graph("Failed by app", [('sum by (app) (rate(fanwise_app_recipients_total{@n, app=~"$app", outcome=~"failed|uncertain"}[$__rate_interval]))', "{{app}}")], "Tell the owner of the app.", unit="ops", alert="DeadLettersRising"),
         graph("Directives in force", [("max by (scope, action) (fanwise_directives{@n})", "{{scope}} {{action}}")], "Paused, cancelled, re-rated and parked jobs, apps and targets.", alert="ConfigFault"),
         graph("Notices", [("sum by (kind, result) (rate(fanwise_notices_total{@n}[$__rate_interval]))", "{{kind}} {{result}}")], "abandoned: a producer does not learn that its job is complete.", unit="ops"),
-        graph("Events", [("sum by (event) (rate(fanwise_events_total{@n}[$__rate_interval]))", "{{event}}")], "Job events published.", unit="ops"),
+        graph("Events", [("sum by (event) (rate(fanwise_events_total{@n}[$__rate_interval]))", "{{event}}")], "Job events published per second, for those who subscribe to them.", unit="ops"),
     ]),
 ]
 
@@ -227,7 +227,7 @@ DEAD = [
         graph("Ended uncertain", [('sum by (target) (rate(fanwise_recipients_total{@t, outcome="uncertain"}[$__rate_interval]))', "{{target}}")], "Recipients of whom Fanwise does not know whether they got the message.", unit="ops", alert="UncertainRising"),
         graph("Without the ledger", [(rate("fanwise_unguarded_sends_total", "target"), "{{target}} unguarded"), (rate("fanwise_unrecorded_outcomes_total", "target"), "{{target}} unrecorded")], "Only apps that fail open do this.", unit="ops", alert="UnguardedSends"),
         graph("Claims by what they found", [("sum by (state) (rate(fanwise_claims_total{@n}[$__rate_interval]))", "{{state}}")], "in_doubt and taken_over: workers ended in the middle of calls.", unit="ops"),
-        graph("Accounts", [("sum(increase(fanwise_jobs_inconsistent_total{@n}[$__rate_interval]))", "inconsistent"), ("sum(increase(fanwise_jobs_abandoned_total{@n}[$__rate_interval]))", "abandoned"), ("sum(increase(fanwise_ledger_went_back_total{@n}[$__rate_interval]))", "ledger went back")], "Anything above 0: look at `fanwise job verify`.", alert="JobsInconsistent"),
+        graph("Accounts", [("sum(increase(fanwise_jobs_inconsistent_total{@n}[$__rate_interval]))", "inconsistent"), ("sum(increase(fanwise_jobs_abandoned_total{@n}[$__rate_interval]))", "abandoned"), ("sum(increase(fanwise_ledger_went_back_total{@n}[$__rate_interval]))", "ledger went back")], "Anything above 0: look at `fanwise job verify`. abandoned: follow JobsAbandoned.", alert="JobsInconsistent"),
         graph("Slices by result", [("sum by (result) (rate(fanwise_slices_total{@n}[$__rate_interval]))", "{{result}}")], "lost: sessions broke; rejected: messages that are no slices.", unit="ops", alert="RejectedMessages"),
     ]),
 ]
@@ -237,7 +237,7 @@ SERVERS = [
         graph("Ledger up", [("min by (instance) (fanwise_ledger_up{@n})", "{{instance}}")], "0: nothing is sent by this process.", alert="LedgerDown", top=1),
         graph("Errors by step", [("sum by (step) (rate(fanwise_ledger_errors_total{@n}[$__rate_interval]))", "{{step}}")], "Steps that failed.", unit="ops", alert="LedgerDown"),
         graph("Duration by step, p99", [(quantile(0.99, "fanwise_ledger_duration_seconds", "step"), "{{step}}")], "Above some ms: Redis is far, busy or swapping.", unit="s", alert="LedgerDown", steps=(0.025, 0.1)),
-        graph("Steps", [("sum by (step) (rate(fanwise_ledger_duration_seconds_count{@n}[$__rate_interval]))", "{{step}}")], "Steps per second.", unit="ops", stack=True),
+        graph("Steps", [("sum by (step) (rate(fanwise_ledger_duration_seconds_count{@n}[$__rate_interval]))", "{{step}}")], "Steps per second. The same work with more steps: smaller jobs, or repeats.", unit="ops", stack=True),
         graph("Went back", [("sum(increase(fanwise_ledger_went_back_total{@n}[$__rate_interval]))", "times")], "The ledger lost what was written last: look at its persistence.", alert="JobsInconsistent"),
         graph("Slices in delivery", [("sum by (instance) (fanwise_slices_in_flight{@n})", "{{instance}}")], "One instance far below the others: it is starved."),
     ]),
@@ -252,12 +252,12 @@ SERVERS = [
     ("Embedded engine", [
         graph("File", [("max by (instance) (fanwise_store_bytes{@n})", "{{instance}}")], "It does not shrink; the space inside is used again.", unit="bytes", alert="DiskLow"),
         graph("Free disk", [("min by (instance) (fanwise_store_free_bytes{@n})", "{{instance}}")], "When it is full, nothing is accepted.", unit="bytes", alert="DiskLow"),
-        graph("Commits", quantiles("fanwise_store_commit_duration_seconds"), "The disk decides how fast the engine is.", unit="s", steps=(0.1, 0.5)),
+        graph("Commits", quantiles("fanwise_store_commit_duration_seconds"), "Above some tens of ms: the disk is slow or busy. Give `embedded.dir` a faster one.", unit="s", steps=(0.1, 0.5)),
     ]),
     ("Processes", [
         graph("CPU", [("sum by (instance) (rate(process_cpu_seconds_total{@n}[$__rate_interval]))", "{{instance}}")], "Workers at their CPU: add workers.", unit="percentunit", alert="RateFarBelowLimit"),
         graph("Memory", [("max by (instance) (process_resident_memory_bytes{@n})", "{{instance}}")], "It does not grow with the size of jobs.", unit="bytes"),
-        graph("Draining", [("max by (instance) (fanwise_draining{@n})", "{{instance}}")], "1 from the stop signal on.", top=1),
+        graph("Draining", [("max by (instance) (fanwise_draining{@n})", "{{instance}}")], "1 from the stop signal on. For longer than `worker.drain_deadline`: the process hangs.", top=1),
     ]),
 ]
 
@@ -268,11 +268,11 @@ HTTP = [
         graph("In flight", [("sum by (instance) (fanwise_http_requests_in_flight{@n})", "{{instance}}")], "Near gateway.requests_max: add gateways."),
         graph("Duration, p99", [(quantile(0.99, "fanwise_http_request_duration_seconds", "route"), "{{route}}")], "Callers may ask to wait for their job, which counts here.", unit="s"),
         graph("Refused by bound", [("sum by (bound) (rate(fanwise_http_refused_total{@n}[$__rate_interval]))", "{{bound}}")], "One caller or all take too much; the access log says who.", unit="ops"),
-        graph("Uploads", [("sum(rate(fanwise_upload_bytes_total{@n}[$__rate_interval]))", "bytes")], "Bytes of uploaded lists.", unit="Bps"),
+        graph("Uploads", [("sum(rate(fanwise_upload_bytes_total{@n}[$__rate_interval]))", "bytes")], "Bytes of uploaded lists. Each waits on the disk of `gateway.upload_dir` until it is accepted.", unit="Bps"),
     ]),
     ("Before acceptance", [
         graph("before_accept by decision", [("sum by (result) (rate(fanwise_before_accept_total{@n}[$__rate_interval]))", "{{result}}")], "failed: no decision came; on_failure decides.", unit="ops"),
-        graph("before_accept, duration", quantiles("fanwise_before_accept_duration_seconds"), "Callers wait for it.", unit="s"),
+        graph("before_accept, duration", quantiles("fanwise_before_accept_duration_seconds"), "Callers of the gateway wait for it. Near its timeout: repair the endpoint.", unit="s"),
         stat("Certificate expires in", "min(fanwise_certificate_expires_timestamp_seconds{@n}) - time()", "Renew the two files; the gateway takes them within seconds.", unit="s", width=8, alert="CertificateExpires", steps=(14 * 86400,)),
     ]),
 ]

@@ -31,6 +31,7 @@ OPERATORS = ("rabbitmq.com/v1beta1",)
 EVERYTHING = {
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
     "prometheusRule": {"enabled": True},
+    "runbookUrl": "https://wiki.example.com/runbook",
     "dashboards": {"enabled": True},
     "networkPolicy": {"egress": [{"ports": [{"port": 5672}]}], "httpFrom": [{"podSelector": {}}]},
     "imagePullSecrets": [{"name": "registry"}],
@@ -162,6 +163,10 @@ def check_monitoring(documents):
     files = [yaml.safe_load(it.read_text()) for it in (ROOT / "deploy/prometheus").rglob("*.yml")]
     groups = [g["name"] for it in files for g in it.get("groups", [])]
     check(sorted(g["name"] for g in rules) == sorted(groups), f"rules: {rules}")
+    alerts = [rule["annotations"]["runbook_url"] for g in rules for rule in g["rules"] if "alert" in rule]
+    links = alerts + re.findall(r"docs/runbook\.md|https://wiki\S+?runbook", json.dumps(dashboards))
+    check(len(alerts) > 20 and len(links) > len(alerts), f"links: {links}")
+    check(all(it.startswith(EVERYTHING["runbookUrl"]) for it in links), f"links: {links}")
 
 
 def main():

@@ -15,10 +15,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = (ROOT / "deploy/prometheus/rules/fanwise.yml").read_text()
-BOUND = 90  # seconds until an alert must fire, or a fault must be over
+BOUND = 180  # seconds until an alert must fire, or a fault must be over
 PROMETHEUS = "127.0.0.1:9090"
 ADMIN = {"worker-1": 9600, "worker-2": 9601, "gateway": 9602}
-MOCKS = {"im": 5001, "away": 5002, "flaky": 5003, "ill": 5004, "old": 5005, "cloud": 5006, "shop": 5007}
+MOCKS = {"im": 5001, "away": 5002, "busy": 5003, "ill": 5004, "old": 5005, "cloud": 5006, "shop": 5007}
 
 CONFIG = """
 [broker]
@@ -41,7 +41,7 @@ limit = "20/s"
 [targets.away]
 type = "webhook"
 url = "http://127.0.0.1:5002/hook"
-[targets.flaky]
+[targets.busy]
 type = "webhook"
 url = "http://127.0.0.1:5003/hook"
 [targets.ill]
