@@ -36,6 +36,7 @@ mod reply;
 
 pub(super) use groups::{Groups, distinct, in_order, read_states, sorted};
 pub(super) use jobs::Outlined;
+pub(super) use record::Load;
 pub(super) use reply::{ScriptReply, number};
 
 /// A script that takes more memory: a full server refuses it before it writes anything.

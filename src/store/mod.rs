@@ -59,6 +59,7 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     connection: Connection,
     keys: Keys,
+    open_jobs: sub_lanes::OpenJobs,
     /// How long a completed job is remembered, in seconds.
     window_s: u64,
 }
@@ -115,6 +116,7 @@ impl Store {
         Ok(Self(Arc::new(Inner {
             connection: Connection::open(settings)?,
             keys: Keys::new(&settings.prefix),
+            open_jobs: sub_lanes::OpenJobs::default(),
             window_s: settings.dedup_window.as_secs().max(1),
         })))
     }

@@ -3,16 +3,23 @@
 //! How much work a job has left is in its header, in another slot of a cluster. So the choice is made
 //! here, from the hash and the headers, and the script keeps it only if the hash has not changed
 //! since. Completed and forgotten jobs leave the hash with the next assignment.
+//!
+//! A worker that cuts many jobs would read the headers of all open jobs for each of them. So what it
+//! knows of them serves for a while, unless a job may find a sub-lane free.
 
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::Store;
 use super::connection::{Call, Script, broken};
-use super::ledger::number;
+use super::ledger::{Load, number};
 use crate::domain::ids::JobId;
-use crate::domain::lane::{ASSIGNED_MAX, Assigned, least_open};
-use crate::ports::{JobRecord, JobState, LedgerError, SubLanes, Unassigned};
+use crate::domain::lane::{ASSIGNED_MAX, Assigned, SUB_LANES, least_open};
+use crate::ports::{LedgerError, SubLanes, Unassigned};
 
 static ASSIGN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/assign.lua")));
 
@@ -20,9 +27,53 @@ static ASSIGN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scr
 /// being kept: the next job may be assigned to the same sub-lane.
 const ATTEMPTS: usize = 8;
 
+/// How long the loads of open jobs serve while more jobs are open than there are sub-lanes. Then
+/// jobs stand in line anyway, and a load that is a little too high changes little.
+const LOADS_AGE: Duration = Duration::from_millis(100);
+
+/// The loads of open jobs, by the key of their hash. The jobs of a target and priority are assigned
+/// one after the other.
+#[derive(Default)]
+pub(super) struct OpenJobs(Mutex<HashMap<String, Arc<tokio::sync::Mutex<Loads>>>>);
+
+impl OpenJobs {
+    fn of(&self, key: &str) -> Arc<tokio::sync::Mutex<Loads>> {
+        let mut all = self.0.lock();
+        match all.get(key) {
+            Some(loads) => Arc::clone(loads),
+            None => Arc::clone(all.entry(key.to_owned()).or_default()),
+        }
+    }
+}
+
+/// What the headers of open jobs said. `None`: the job is no longer open.
+#[derive(Default)]
+struct Loads {
+    since: Option<Instant>,
+    of: HashMap<JobId, Option<Load>>,
+}
+
+impl Loads {
+    /// Forgets what is too old to choose a sub-lane by.
+    fn forget_old(&mut self, open: usize) {
+        let serves = open > SUB_LANES as usize
+            && self.since.is_some_and(|since| since.elapsed() < LOADS_AGE);
+        if !serves {
+            self.since = Some(Instant::now());
+            self.of.clear();
+        }
+    }
+
+    fn load(&self, job: &JobId) -> Option<&Load> {
+        self.of.get(job)?.as_ref()
+    }
+}
+
 impl SubLanes for Store {
     async fn assign(&self, job: &Unassigned<'_>) -> Result<u32, LedgerError> {
         let key = self.0.keys.sub_lanes(job.target, job.priority);
+        let loads = self.0.open_jobs.of(&key);
+        let mut loads = loads.lock().await;
         let mut chosen = 0;
         for _ in 0..ATTEMPTS {
             let mut command = redis::cmd("HGETALL");
@@ -34,18 +85,19 @@ impl SubLanes for Store {
             if let Some((_, sub_lane)) = known.iter().find(|(it, _)| *it == job.job) {
                 return Ok(*sub_lane);
             }
-            let jobs: Vec<_> = known.iter().map(|(job, _)| *job).collect();
-            let records = self.records(&jobs).await?;
-            let is_open = |record: &JobRecord| record.state != JobState::Completed;
-            let records: Vec<_> = records.into_iter().map(|it| it.filter(is_open)).collect();
-            let both = || known.iter().zip(&records);
-            let open: Vec<_> = both()
-                .filter_map(|((_, sub_lane), record)| {
-                    let record = record.as_ref()?;
+            loads.forget_old(known.len());
+            let jobs = known.iter().map(|(job, _)| *job);
+            let unknown: Vec<_> = jobs.filter(|job| !loads.of.contains_key(job)).collect();
+            let found = self.loads(&unknown).await?;
+            loads.of.extend(unknown.into_iter().zip(found));
+            let open: Vec<_> = known
+                .iter()
+                .filter_map(|(job, sub_lane)| {
+                    let load = loads.load(job)?;
                     Some(Assigned {
-                        app: &record.app,
+                        app: &load.app,
                         sub_lane: *sub_lane,
-                        pending: record.pending,
+                        pending: load.pending,
                     })
                 })
                 .collect();
@@ -53,9 +105,10 @@ impl SubLanes for Store {
             if open.len() >= ASSIGNED_MAX {
                 return Ok(chosen);
             }
-            let gone: Vec<_> = both()
-                .filter(|(_, record)| record.is_none())
-                .map(|((job, _), _)| job.to_string())
+            let gone: Vec<_> = known
+                .iter()
+                .filter(|(job, _)| loads.load(job).is_none())
+                .map(|(job, _)| job.to_string())
                 .collect();
             let mut call = Call::new(&ASSIGN, 1, 3 + gone.len(), 160 + 32 * gone.len());
             call.push(&key)
@@ -66,6 +119,11 @@ impl SubLanes for Store {
                 call.push(job);
             }
             if number(&self.0.connection.call(&call).await?)? == 1 {
+                let load = Load {
+                    app: job.app.to_owned(),
+                    pending: job.recipients,
+                };
+                loads.of.insert(job.job, Some(load));
                 return Ok(chosen);
             }
         }

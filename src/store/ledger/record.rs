@@ -1,4 +1,4 @@
-//! Reads the record of a job from its header.
+//! Reads the record of a job from its header, or only the work that it has left.
 
 use std::collections::HashMap;
 
@@ -10,6 +10,7 @@ use crate::domain::outcome::Outcome;
 use crate::domain::pace::{Mark, Pace};
 use crate::domain::slice::Shape;
 use crate::ports::{JobRecord, JobState, LedgerError};
+use crate::store::Store;
 use crate::store::connection::broken;
 use crate::store::steering::{EXPIRES_AT_NOW, NOT_BEFORE_NOW, PACE_UNTIL_NOW, PRIORITY_NOW};
 
@@ -23,15 +24,8 @@ pub(super) fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, Ledger
     let number = |field: &str| time(field).unwrap_or(0);
     // A registered job has a shape; before that it has only its entry.
     let registered = row.contains_key("buckets");
-    let mut accounts = Accounts {
-        total: number(if registered { "total" } else { "awaited" }),
-        ..Accounts::default()
-    };
-    for &outcome in Outcome::ALL {
-        *accounts.of_mut(outcome) = number(outcome.as_str());
-    }
     let lost = number("lost");
-    accounts.uncertain += lost;
+    let accounts = accounts(number, registered);
     let completed_at_ms = time("completed_at_ms");
     Ok(Some(JobRecord {
         job,
@@ -103,6 +97,64 @@ pub(super) fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, Ledger
             before: mark(row.get("mark_before")),
         },
         template: time("template").map(|version| version as u32),
+    }))
+}
+
+fn accounts(number: impl Fn(&str) -> u64, registered: bool) -> Accounts {
+    let mut accounts = Accounts {
+        total: number(if registered { "total" } else { "awaited" }),
+        ..Accounts::default()
+    };
+    for &outcome in Outcome::ALL {
+        *accounts.of_mut(outcome) = number(outcome.as_str());
+    }
+    accounts.uncertain += number("lost");
+    accounts
+}
+
+/// The work that an open job has left.
+pub(in crate::store) struct Load {
+    pub(in crate::store) app: String,
+    pub(in crate::store) pending: u64,
+}
+
+/// The fields of a header that [`Load`] is read from, before those of the outcomes.
+const LOAD_FIELDS: [&str; 6] = ["app", "completed_at_ms", "buckets", "total", "awaited", "lost"];
+
+impl Store {
+    /// The loads of these jobs; none for a job that is completed or unknown.
+    pub(in crate::store) async fn loads(
+        &self,
+        jobs: &[JobId],
+    ) -> Result<Vec<Option<Load>>, LedgerError> {
+        if jobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let outcomes = Outcome::ALL.iter().map(|outcome| outcome.as_str());
+        let fields: Vec<_> = LOAD_FIELDS.into_iter().chain(outcomes).collect();
+        let mut pipeline = redis::pipe();
+        for job in jobs {
+            let header = self.0.keys.job(*job).header;
+            pipeline.cmd("HMGET").arg(header).arg(&fields);
+        }
+        let rows = self.0.connection.pipeline(&pipeline).await?;
+        rows.into_iter().map(|row| load(&fields, row)).collect()
+    }
+}
+
+fn load(fields: &[&str], row: Value) -> Result<Option<Load>, LedgerError> {
+    let row: Vec<Option<String>> = redis::from_redis_value(row).map_err(broken)?;
+    let field = |name: &str| {
+        let at = fields.iter().position(|field| *field == name)?;
+        row.get(at)?.as_deref()
+    };
+    let Some(app) = field("app").filter(|_| field("completed_at_ms").is_none()) else {
+        return Ok(None);
+    };
+    let number = |name: &str| field(name).and_then(|it| it.parse().ok()).unwrap_or(0);
+    Ok(Some(Load {
+        app: app.to_owned(),
+        pending: accounts(number, field("buckets").is_some()).pending(),
     }))
 }
 
