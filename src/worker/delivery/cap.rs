@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::call::Ready;
 use super::flight::Flight;
-use super::{Batch, DeliveryRun, DeliveryScope, Pause, Ready};
+use super::{DeliveryRun, DeliveryScope, Pause};
+use crate::domain::delivery::Batch;
 use crate::domain::frequency_cap::FrequencyCap;
 use crate::domain::ids::{Fingerprint, Fingerprinter};
 use crate::domain::slice::Head;

@@ -1,7 +1,8 @@
 //! Describes the deliveries of slices and their calls in the spans of a sampled job. A job that is
 //! not sampled has no spans.
 
-use super::{DeliveryEnd, class_of};
+use super::DeliveryEnd;
+use super::call::class_of;
 use crate::domain::outcome::{Class, Verdict};
 use crate::domain::slice::Slice;
 use crate::runtime::traces::{Span, SpanKind, Tracer};
