@@ -12,39 +12,34 @@
 //! job is accepted, and then waits as it came on the retry ladder, which brings it back to its queue.
 //! So what waits for a target has a bound in slices, and jobs for other targets are taken.
 
+mod cut;
+mod set_aside;
+
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 
 use super::completion::announcement;
 use super::direct::{Direct, NotDelivered};
 use super::session::WorkerSession;
-use crate::clock::{self, now_ms};
+use crate::clock;
 use crate::domain::accounts::Accounts;
 use crate::domain::announce::EventKind;
-use crate::domain::audience::Member;
-use crate::domain::directive::{Go, Kind};
-use crate::domain::fallback::ForFallback;
-use crate::domain::ids::{Fingerprinter, JobId, SliceId};
-use crate::domain::job::{self, Job};
+use crate::domain::ids::JobId;
+use crate::domain::job::Job;
 use crate::domain::lane::{EXPRESS_RECIPIENTS_MAX, Lane, LaneClass, Priority};
 use crate::domain::message::Content;
-use crate::domain::message_id::KeepsIds;
-use crate::domain::schedule::{LOOK_AGAIN_MAX, RUNGS, rung};
-use crate::domain::slice::{
-    Cut, Cutter, Enumeration, Head, Shape, Slice, Together, Unrecorded, slice_recipients,
-};
-use crate::json;
+use crate::domain::schedule::LOOK_AGAIN_MAX;
+use crate::domain::slice::Head;
 use crate::metrics::{JobResult, LedgerStep};
 use crate::ports::{
-    Accepted, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route, Scope, Session,
-    Store, Submission, Transport, Unassigned,
+    Accepted, Consumer, Delivery, LedgerError, Lost, Publisher, Session, Store, Submission,
+    Transport, Unassigned,
 };
 use crate::runtime::context::{Context, RECONNECT};
 use crate::runtime::traces::{Span, SpanKind};
@@ -54,12 +49,6 @@ use crate::service::admission::{Admission, Admitted, Refused, Resolved, admit, r
 /// Larger jobs are cut one after the other, on a thread of their own: cutting takes several times
 /// the bytes of the list, and keeps a CPU busy.
 const SMALL_BYTES: usize = 64 * 1024;
-
-/// Slices published and confirmed together.
-const BATCH_SLICES: usize = 16;
-
-/// Users expected of an audience that is not counted yet; decides on the layout of its ledger.
-const ALL_EXPECTED: u64 = 100_000;
 
 /// Takes jobs of one priority until the session ends.
 pub(super) async fn intake<B: Session, S: Store, T: Transport, P: Publisher>(
@@ -195,9 +184,6 @@ enum SentOut {
     /// It waits to be cut, and is announced.
     Aside,
 }
-
-/// How long a job whose lane is full waits before it looks again: a full lane takes longer.
-const FULL_LANE_WAIT: Duration = RUNGS[2];
 
 struct Expansion<B, S, T, P> {
     broker: Arc<B>,
@@ -474,91 +460,6 @@ impl<B: Session, S: Store, T: Transport, P: Publisher> Expansion<B, S, T, P> {
         }
     }
 
-    /// How long a list waits before it is cut into slices for its lane; none if it is cut now. A
-    /// list that becomes one slice takes no more as a slice than as a job. A list that is over is cut,
-    /// so that its recipients get their outcomes.
-    async fn waits(&self, job: &Job<'_>, lane: &Lane) -> Option<Duration> {
-        if lane.is_of_small_jobs() {
-            return None;
-        }
-        let (context, head, now) = (&*self.session.context, &job.head, now_ms());
-        let (control, is_paused) = {
-            let directives = context.directives();
-            let board = directives.borrow();
-            let names = [&*head.target, &*head.app, &head.id.to_string()];
-            let pause = board.find(Scope::Target, &head.target, Kind::Pause, now);
-            (board.control(names, now), pause.is_some())
-        };
-        let (_, expires_at) = control.times(head);
-        let ends_in = match control.go {
-            Go::Cancelled => Some(0),
-            Go::Wait(_) | Go::On => expires_at.map(|at| at.saturating_sub(now)),
-        };
-        let ends_in = ends_in.map_or(Duration::MAX, Duration::from_millis);
-        if ends_in.is_zero() {
-            return None;
-        }
-        let wait = match (context.parked_for(&head.target), control.go) {
-            (Some(left), _) => left,
-            (None, Go::Wait(wait)) if is_paused => wait,
-            _ if self.is_full(lane).await => FULL_LANE_WAIT,
-            _ => return None,
-        };
-        Some(wait.min(ends_in))
-    }
-
-    /// Whether so many slices wait on a lane that it gets no further ones. A broker that does not
-    /// say is not asked again: the publish comes next.
-    async fn is_full(&self, lane: &Lane) -> bool {
-        let ready = self.broker.ready(lane).await;
-        ready.is_ok_and(|ready| ready >= self.session.context.settings.lane_slices_max)
-    }
-
-    /// The job as it came, on its way to the retry ladder.
-    fn waiting(&self, message_id: String, wait: Duration) -> Outgoing {
-        Outgoing {
-            route: Route::WaitJob {
-                priority: self.priority,
-                rung: rung(wait),
-            },
-            body: self.body.clone(),
-            message_id,
-            traceparent: self.traceparent.clone(),
-        }
-    }
-
-    /// Puts a job on the retry ladder as it came, and announces it if it is new.
-    async fn set_aside(
-        &self,
-        job: &Job<'_>,
-        wait: Duration,
-        result: JobResult,
-    ) -> Result<SentOut, Lost> {
-        let context = &*self.session.context;
-        context.note_waiting(job.head.id).await;
-        let name = format!("{}/{}", job.head.id, job.submission);
-        let mut messages = vec![self.waiting(name, wait)];
-        if result == JobResult::Repeated {
-            self.send(messages).await?;
-            return Ok(SentOut::Aside);
-        }
-        let lost = self.session.lost.cancelled();
-        let read = || context.store.job(job.head.id);
-        let record = context.step(LedgerStep::Look, lost, read).await;
-        let accounts = match record.map_err(|_| Lost)? {
-            Some(record) => record.accounts,
-            None => Accounts::default(),
-        };
-        messages.push(announcement(
-            EventKind::Accepted,
-            &(&job.head).into(),
-            accounts,
-        ));
-        self.send(messages).await?;
-        self.accepted(&job.head, result, accounts.total);
-        Ok(SentOut::Aside)
-    }
-
     /// Repeats a request to the ledger until it has a verdict, since the ledger may be down. What
     /// was counted is not counted again.
     async fn decide<V, F>(&self, ask: impl Fn() -> F) -> Result<V, IntakeEnd>
@@ -595,303 +496,6 @@ impl<B: Session, S: Store, T: Transport, P: Publisher> Expansion<B, S, T, P> {
                 Ok(resolved?.head)
             }
             _ => Ok(sent.head),
-        }
-    }
-
-    /// The recipients per slice for a list that was not cut before.
-    fn slice_recipients(&self, job: &Job<'_>, head: &Head) -> u32 {
-        let context = &*self.session.context;
-        let target = context.targets.get(&head.target);
-        let per_call = match &head.vars {
-            // Each recipient has a call of its own.
-            Some(_) => 1,
-            None => target.map_or(1, |target| target.recipients_per_call(head)),
-        };
-        let head_bytes = match job.entries <= EXPRESS_RECIPIENTS_MAX {
-            true => 0,
-            false => json::size(head),
-        };
-        let most = context.settings.slice_recipients;
-        slice_recipients(job.entries, per_call, most, head_bytes)
-    }
-
-    /// `head` is that of the slices, with the message that a template stands for.
-    fn submission(&self, job: &Job<'_>, head: &Head, warnings: Vec<String>) -> Submission {
-        // The shape of a job in parts allows for all of them.
-        let entries = job.entries as u64;
-        let expected = entries * u64::from(job.part.of);
-        Submission {
-            job: job.head.id,
-            app: job.head.app.clone(),
-            client_msg_no: job.head.client_msg_no.clone(),
-            target: job.head.target.clone(),
-            content_digest: job.content_digest.clone(),
-            submission: job.submission.clone(),
-            entries,
-            parts: job.part.of,
-            shape: Shape::of(expected),
-            slice_recipients: self.slice_recipients(job, head),
-            sender: job.head.sender.clone(),
-            window: job.head.window.as_ref().map(ToString::to_string),
-            pace_until_ms: job.head.pace_until_ms,
-            category: job.head.category.clone(),
-            rate: job.head.rate.map(|rate| rate.short()),
-            priority: job.head.priority,
-            not_before_ms: job.head.not_before_ms,
-            expires_at_ms: job.head.expires_at_ms,
-            tags: job.tags.clone(),
-            fetched: job.fetched().cloned(),
-            callback_url: job.head.callback_url.clone(),
-            reply_to: job.head.reply_to.clone(),
-            fallback: job.head.fallback.as_ref().map(|it| it.target.clone()),
-            keeps_ids: job.head.keep_ids.then(|| KeepsIds {
-                sender: job.head.sender.clone(),
-                addressed: job.head.addressed,
-            }),
-            now_ms: now_ms(),
-            warnings,
-            template: None,
-            // A longer list may wait before it is cut.
-            expanded: (1..=EXPRESS_RECIPIENTS_MAX as u64).contains(&entries),
-        }
-    }
-
-    /// An audience of all users is one submission without recipients, and at least one part that
-    /// follows.
-    fn submission_of_all(&self, job: &Job<'_>, head: &Head, warnings: Vec<String>) -> Submission {
-        Submission {
-            submission: "all".to_owned(),
-            entries: 0,
-            expanded: false,
-            parts: 2,
-            shape: Shape::of(ALL_EXPECTED),
-            ..self.submission(job, head, warnings)
-        }
-    }
-
-    /// Starts to ask the target for its users, on a lane like everything that waits for a target.
-    async fn ask_for_all(&self, job: &Job<'_>, submission: &Submission) -> Result<(), Lost> {
-        let lane = self.lane(job, ALL_EXPECTED).await?;
-        let slice = Slice {
-            v: Slice::version(&job.head, &Unrecorded::default()),
-            head: Arc::new(job.head.clone()),
-            id: SliceId::new("all", 0),
-            entries: 0,
-            shape: submission.shape,
-            lane: lane.clone(),
-            first_attempt_at_ms: None,
-            due_at_ms: None,
-            due_later: Vec::new(),
-            together: None,
-            recipients: Vec::new(),
-            enumeration: Some(Enumeration {
-                cursor: None,
-                number: 1,
-                failures: 0,
-                exclude: job
-                    .excluded()
-                    .iter()
-                    .map(|id| id.clone().into_owned())
-                    .collect(),
-            }),
-            vars: Vec::new(),
-            attempts: Vec::new(),
-            calls: Vec::new(),
-            ended: None,
-            retries: 0,
-            doubts: Vec::new(),
-            for_fallback: ForFallback::default(),
-            remarks: Vec::new(),
-            unrecorded: Unrecorded::default(),
-        };
-        self.send(vec![
-            slice.outgoing(Route::Lane(lane), self.traceparent.clone()),
-        ])
-        .await
-    }
-
-    /// Tells the ledger that a part has arrived, of a list that waits for all of its parts.
-    async fn gather(&self, job: &Job<'_>) -> Result<(), Lost> {
-        let Some(part) = job::together(&job.part) else {
-            return Ok(());
-        };
-        let context = &*self.session.context;
-        let lost = self.session.lost.cancelled();
-        context
-            .step(LedgerStep::Gather, lost, || {
-                context.store.gather(job.head.id, &part, false)
-            })
-            .await
-            .map(drop)
-            .map_err(|_| Lost)
-    }
-
-    /// Cuts and publishes all slices, and with them the event of a new job.
-    async fn publish(
-        &self,
-        job: &Job<'_>,
-        head: &Arc<Head>,
-        submission: &Submission,
-        lane: Lane,
-        event: Option<Outgoing>,
-    ) -> Result<SentOut, IntakeEnd> {
-        let lost = |Lost| IntakeEnd::Requeue;
-        let context = &*self.session.context;
-        let settings = &context.settings;
-        let fingerprinter = Fingerprinter::new(&settings.fingerprint_secret, job.head.id);
-        let mut cutter = Cutter::new(fingerprinter, job.entries);
-        job.for_each_recipient(|recipient| cutter.push(recipient));
-        let together = job::together(&job.part);
-        let mut batch = Vec::with_capacity(BATCH_SLICES);
-        let (name, shape) = (&submission.submission, submission.shape);
-        for cut in cutter.finish(name, submission.slice_recipients) {
-            batch.push(self.outgoing(head, &lane, together.as_ref(), shape, cut));
-            if batch.len() >= BATCH_SLICES {
-                self.send(std::mem::take(&mut batch)).await.map_err(lost)?;
-            }
-        }
-        let Some(event) = event else {
-            self.send(batch).await.map_err(lost)?;
-            return Ok(SentOut::Silent);
-        };
-        match self.direct_place(job, &lane, &batch).await {
-            Some((direct, place)) => {
-                let announced = self.announce(job, event, submission.entries);
-                let delivered = async {
-                    match batch.pop() {
-                        Some(slice) => direct.deliver(&lane, slice, place).await,
-                        None => Ok(()),
-                    }
-                };
-                let (announced, delivered) = tokio::join!(announced, delivered);
-                announced.map_err(lost)?;
-                delivered.map_err(IntakeEnd::from)?;
-            }
-            None => {
-                batch.push(event);
-                self.send(batch).await.map_err(lost)?;
-                self.accepted(&job.head, JobResult::Accepted, submission.entries);
-            }
-        }
-        Ok(SentOut::Announced)
-    }
-
-    /// A place to deliver a small job at once, if its only slice is due and a place is free.
-    async fn direct_place(
-        &self,
-        job: &Job<'_>,
-        lane: &Lane,
-        slices: &[Outgoing],
-    ) -> Option<(&Direct, SemaphorePermit<'_>)> {
-        let is_due = job.head.not_before_ms.is_none_or(|at| at <= now_ms());
-        if !lane.is_of_small_jobs() || slices.len() != 1 || !is_due {
-            return None;
-        }
-        let direct = self.direct.as_deref()?;
-        Some((direct, direct.place().await?))
-    }
-
-    /// Publishes the event of a new job alone.
-    async fn announce(&self, job: &Job<'_>, event: Outgoing, total: u64) -> Result<(), Lost> {
-        self.send(vec![event]).await?;
-        self.accepted(&job.head, JobResult::Accepted, total);
-        Ok(())
-    }
-
-    async fn send(&self, batch: Vec<Outgoing>) -> Result<(), Lost> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        self.session.publish(batch).await
-    }
-
-    fn outgoing(
-        &self,
-        head: &Arc<Head>,
-        lane: &Lane,
-        together: Option<&Together>,
-        shape: Shape,
-        cut: Cut<Member<'_>>,
-    ) -> Outgoing {
-        let personal = cut.recipients.iter().any(|member| member.vars.is_some());
-        let vars = cut
-            .recipients
-            .iter()
-            .map(|member| member.vars.map(ToOwned::to_owned));
-        let slice = Slice {
-            v: Slice::version(head, &Unrecorded::default()),
-            head: Arc::clone(head),
-            id: cut.id,
-            entries: cut.entries,
-            shape,
-            lane: lane.clone(),
-            first_attempt_at_ms: None,
-            due_at_ms: None,
-            due_later: Vec::new(),
-            enumeration: None,
-            together: together.cloned(),
-            vars: if personal { vars.collect() } else { Vec::new() },
-            recipients: cut
-                .recipients
-                .into_iter()
-                .map(|member| member.id.into_owned())
-                .collect(),
-            attempts: Vec::new(),
-            calls: Vec::new(),
-            ended: None,
-            retries: 0,
-            doubts: Vec::new(),
-            for_fallback: ForFallback::default(),
-            remarks: Vec::new(),
-            unrecorded: Unrecorded::default(),
-        };
-        slice.outgoing(Route::Lane(lane.clone()), self.traceparent.clone())
-    }
-
-    /// Tells the ledger that all slices are published, and takes the steps that follow from the
-    /// job's progress. `announce`: the result of the submission, if it is still to be announced.
-    async fn expanded(
-        &self,
-        head: &Head,
-        submission: &str,
-        announce: Option<JobResult>,
-    ) -> Result<(), Lost> {
-        let context = &*self.session.context;
-        let lost = self.session.lost.cancelled();
-        let progress = context
-            .step(LedgerStep::Expanded, lost, || {
-                context.store.mark_expanded(head.id, submission)
-            })
-            .await
-            .map_err(|_| Lost)?;
-        if let Some(result) = announce.filter(|result| *result != JobResult::Repeated) {
-            let accounts = progress.accounts;
-            let event = announcement(EventKind::Accepted, &head.into(), accounts);
-            self.send(vec![event]).await?;
-            self.accepted(head, result, accounts.total);
-        }
-        self.session.follow(head, progress).await
-    }
-
-    /// Notes that a submission and its event are published.
-    fn accepted(&self, head: &Head, result: JobResult, total: u64) {
-        self.session.context.metrics.event(EventKind::Accepted);
-        tracing::info!(
-            job.id = %head.id, job.app = head.app, job.client_msg_no = head.client_msg_no,
-            job.target = head.target, job.total = total,
-            "job {}", if result == JobResult::Accepted { "accepted" } else { "extended" }
-        );
-    }
-}
-
-impl Slice {
-    /// The slice as a message.
-    pub(super) fn outgoing(&self, route: Route, traceparent: Option<String>) -> Outgoing {
-        Outgoing {
-            route,
-            body: json::bytes(self).into(),
-            message_id: format!("{}/{}", self.head.id, self.id),
-            traceparent,
         }
     }
 }

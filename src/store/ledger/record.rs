@@ -119,7 +119,14 @@ pub(in crate::store) struct Load {
 }
 
 /// The fields of a header that [`Load`] is read from, before those of the outcomes.
-const LOAD_FIELDS: [&str; 6] = ["app", "completed_at_ms", "buckets", "total", "awaited", "lost"];
+const LOAD_FIELDS: [&str; 6] = [
+    "app",
+    "completed_at_ms",
+    "buckets",
+    "total",
+    "awaited",
+    "lost",
+];
 
 impl Store {
     /// The loads of these jobs; none for a job that is completed or unknown.

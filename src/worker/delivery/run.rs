@@ -99,10 +99,12 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         self.close(stop).await
     }
 
-
     /// Whether further calls may be made. If no recipient is to be sent to any more, returns how
     /// the recipients without an outcome end.
-    pub(super) async fn go_on(&mut self, flight: &mut Flight<'a, S, T, P>) -> Result<Option<Outcome>, Pause> {
+    pub(super) async fn go_on(
+        &mut self,
+        flight: &mut Flight<'a, S, T, P>,
+    ) -> Result<Option<Outcome>, Pause> {
         let scope = self.scope;
         flight
             .during(&self.delivery, scope.know_directives())
@@ -212,7 +214,6 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
             flight.during(&self.delivery, heed).await;
         }
     }
-
 
     /// Records first the outcomes that earlier deliveries knew and could not record.
     pub(super) async fn catch_up(&mut self) -> Result<(), Pause> {

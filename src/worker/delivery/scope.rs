@@ -88,7 +88,10 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         }
     }
 
-    pub(super) fn fingerprints(&self, indices: impl IntoIterator<Item = usize>) -> Vec<Fingerprint> {
+    pub(super) fn fingerprints(
+        &self,
+        indices: impl IntoIterator<Item = usize>,
+    ) -> Vec<Fingerprint> {
         let indices = indices.into_iter();
         indices.map(|index| self.fingerprints[index]).collect()
     }
