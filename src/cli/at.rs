@@ -97,11 +97,10 @@ impl At {
     /// Connects to the server that is named, or as the configuration says. `require` reports
     /// settings that the command needs of a configuration.
     pub(super) fn open(&self, require: impl Fn(&Config, &mut Findings)) -> Result<Access, Failure> {
-        let variables = Variables::read();
-        if let Some(address) = address(&self.args, &variables)? {
-            telemetry::start(&LogFilter::default(), LogFormat::Text);
-            return Access::at(address);
+        if let Some(access) = self.named_server()? {
+            return Ok(access);
         }
+        let variables = Variables::read();
         let access = Access::of(&checked_config(self.file.as_deref(), require)?)?;
         let wants_server = self.args.token.is_some() || self.args.token_file.is_some();
         let access = match access {
@@ -132,12 +131,17 @@ impl At {
         })
     }
 
-    /// The configuration of this machine, for what no server does.
-    pub(super) fn only_here(&self, what: &str) -> Result<Config, Failure> {
-        if self.args.server.is_some() || self.args.profile.is_some() {
-            let what = format!("{what}: leave out --server and --profile");
-            return Err(Failure::message(Exit::Usage, what));
-        }
+    /// The server that flags, a profile or the environment name; `None` if they name none.
+    pub(super) fn named_server(&self) -> Result<Option<Access>, Failure> {
+        let Some(address) = address(&self.args, &Variables::read())? else {
+            return Ok(None);
+        };
+        telemetry::start(&LogFilter::default(), LogFormat::Text);
+        Access::at(address).map(Some)
+    }
+
+    /// The configuration of this machine.
+    pub(super) fn config(&self) -> Result<Config, Failure> {
         checked_config(self.file.as_deref(), |_, _| {})
     }
 }

@@ -34,7 +34,7 @@ pub(super) enum JobCommand {
     /// Show one job: its accounts, its speed, and what keeps it from going faster
     Show(JobArgs),
     /// Follow a job until it is completed
-    Watch(JobArgs),
+    Watch(WatchArgs),
     /// Send nothing for this job, or for all jobs of an app, a target or a tag, until it is resumed
     Pause {
         #[command(flatten)]
@@ -225,6 +225,16 @@ pub(super) struct JobArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub(super) struct WatchArgs {
+    #[command(flatten)]
+    job: JobArgs,
+    /// Exit code 1 only for dead letters, that is failed or uncertain recipients, and not for those
+    /// that expired or were cancelled or capped
+    #[arg(long)]
+    fail_on_dead: bool,
+}
+
+#[derive(Debug, clap::Args)]
 pub(super) struct JobName {
     /// Job id, as `send` and `job list` print it, or the job's client_msg_no (see --app)
     pub(super) job: String,
@@ -274,14 +284,15 @@ pub(super) async fn run(command: JobCommand, at: At) -> Result<Exit, Failure> {
         JobCommand::List(args) => list(&access, &args).await,
         JobCommand::Show(args) => show(&access, &args).await,
         JobCommand::Watch(args) => {
-            let id = args.name.id(&access).await?;
+            let WatchArgs { job, fail_on_dead } = args;
+            let id = job.name.id(&access).await?;
             let found = access.job(id).await?;
-            found.ok_or_else(|| unknown(&args.name))?;
+            found.ok_or_else(|| unknown(&job.name))?;
             let mut interrupt = Interrupt::watch()?;
             let record = progress::follow(&access, id, &mut interrupt).await?;
-            show(&access, &args).await?;
+            show(&access, &job).await?;
             progress::hint(&record);
-            Ok(progress::exit(&record.accounts))
+            Ok(progress::exit(&record.accounts, fail_on_dead))
         }
         JobCommand::Pause {
             name,

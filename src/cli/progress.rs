@@ -241,9 +241,13 @@ pub(super) fn summary(accounts: &Accounts) -> String {
 }
 
 /// The exit code of a command that waited for a job: success if every recipient got the message,
-/// now or before.
-pub(super) fn exit(accounts: &Accounts) -> Exit {
-    match accounts.sent + accounts.duplicate >= accounts.total {
+/// now or before; with `only_dead`, if there are no dead letters.
+pub(super) fn exit(accounts: &Accounts, only_dead: bool) -> Exit {
+    let is_well = match only_dead {
+        true => accounts.failed + accounts.uncertain == 0,
+        false => accounts.sent + accounts.duplicate >= accounts.total,
+    };
+    match is_well {
         true => Exit::Ok,
         false => Exit::NotAll,
     }
@@ -293,6 +297,27 @@ mod tests {
             "987,654 sent, 0 duplicate, 1,234 failed, 9 uncertain, 11,103 pending"
         );
         assert!(under.len() <= 80);
+    }
+
+    #[test]
+    fn the_exit_code_tells_who_did_not_get_the_message() {
+        let of = |failed, uncertain, expired| Accounts {
+            total: 5,
+            sent: 4 - failed - uncertain - expired,
+            duplicate: 1,
+            failed,
+            uncertain,
+            expired,
+            ..Accounts::default()
+        };
+        for (accounts, all, dead) in [
+            (of(0, 0, 0), Exit::Ok, Exit::Ok),
+            (of(0, 0, 1), Exit::NotAll, Exit::Ok),
+            (of(1, 0, 0), Exit::NotAll, Exit::NotAll),
+            (of(0, 1, 1), Exit::NotAll, Exit::NotAll),
+        ] {
+            assert_eq!((exit(&accounts, false), exit(&accounts, true)), (all, dead));
+        }
     }
 
     #[test]

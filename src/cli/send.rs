@@ -191,6 +191,10 @@ pub(super) struct SendArgs {
     /// recipient did not get the message or may not have got it
     #[arg(short, long)]
     wait: bool,
+    /// With --wait: exit code 1 only for dead letters, that is failed or uncertain recipients, and not
+    /// for those that expired or were cancelled or capped
+    #[arg(long, requires = "wait")]
+    fail_on_dead: bool,
     /// Check everything and print what would be sent, but send nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -209,10 +213,12 @@ pub(super) async fn run(args: SendArgs, at: At) -> Result<Exit, Failure> {
     })?;
     let job = args.messages()?;
     if args.dry_run {
-        return dry_run(&args, &access, &job).await;
+        let tried = dry_run(&args, &access, &job).await;
+        return of_known_names(&access, &job, tried).await;
     }
     if args.all && !args.yes {
-        let target = access.target_of(&job.submission).await?;
+        let target = access.target_of(&job.submission).await;
+        let target = of_known_names(&access, &job, target).await?;
         args.confirm(&target, access.config()).await?;
     }
     let before = match job.id {
@@ -221,7 +227,8 @@ pub(super) async fn run(args: SendArgs, at: At) -> Result<Exit, Failure> {
     };
     let mut interrupt = Interrupt::watch()?;
     let submit = access.submit(&job.submission, args.retry());
-    let accepted = interrupt.or(submit, || unanswered(&job)).await?;
+    let accepted = interrupt.or(submit, || unanswered(&job)).await;
+    let accepted = of_known_names(&access, &job, accepted).await?;
     let submitted = &accepted.submitted;
     for warning in &submitted.warnings {
         tracing::warn!("{warning}");
@@ -246,6 +253,24 @@ impl SendArgs {
             ..Retry::default()
         }
     }
+}
+
+/// A job that is refused may name an app or a target that does not exist. Then this is the failure, as
+/// it is of every other command.
+async fn of_known_names<V>(
+    access: &Access,
+    job: &Messages,
+    done: Result<V, Failure>,
+) -> Result<V, Failure> {
+    if let Err(refused) = &done
+        && refused.exit == Exit::BadInput
+    {
+        access.knows_app(&job.app).await?;
+        if let Some(target) = &job.target {
+            access.knows_target(target).await?;
+        }
+    }
+    done
 }
 
 fn audience(recipients: Option<u64>) -> String {
@@ -297,7 +322,7 @@ async fn wait(
         )
     })?;
     progress::hint(&record);
-    Ok(progress::exit(&record.accounts))
+    Ok(progress::exit(&record.accounts, args.fail_on_dead))
 }
 
 /// Waits until a job that was completed before runs again. Without further recipients, it stays

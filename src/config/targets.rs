@@ -99,25 +99,31 @@ pub(super) fn from_section(
         return None;
     };
     let target = read_as(kind, &mut section, retry, findings);
-    // The adapter checks the rest, if all values could be read.
+    // The adapter checks the rest. A value that could not be read has a stand-in: then only what the
+    // adapter finds about the address is sure.
     let is_read = findings.problems.len() == before;
+    let address_key = section.key("url");
     let limit_key = section.key("limit");
     let policy_key = section.key("on_uncertain");
     section.finish(findings);
-    if is_read {
-        match crate::im::build(name, &target.settings) {
-            Ok(built) => {
-                if let (None, Some(limit)) = (target.limit, built.profile().limit) {
-                    let (value, origin) = (format!("\"{limit}\""), Origin::Default);
-                    findings.shown.insert(limit_key, Shown { value, origin });
-                }
-                if target.on_uncertain == Some(OnUncertain::Retry) && !built.profile().idempotent {
-                    let what = "the target does not recognise a repeated call: recipients that a call in doubt \
-                                reached get the message twice";
-                    findings.warning(policy_key, what);
-                }
+    match crate::im::build(name, &target.settings) {
+        Ok(built) if is_read => {
+            if let (None, Some(limit)) = (target.limit, built.profile().limit) {
+                let (value, origin) = (format!("\"{limit}\""), Origin::Default);
+                findings.shown.insert(limit_key, Shown { value, origin });
             }
-            Err(problems) => findings.problems.extend(problems),
+            if target.on_uncertain == Some(OnUncertain::Retry) && !built.profile().idempotent {
+                let what = "the target does not recognise a repeated call: recipients that a call in doubt \
+                                reached get the message twice";
+                findings.warning(policy_key, what);
+            }
+        }
+        Ok(_) => {}
+        Err(problems) if is_read => findings.problems.extend(problems),
+        Err(problems) => {
+            let known = findings.problems.iter().any(|it| it.field == address_key);
+            let of_address = problems.into_iter().filter(|it| it.field == address_key);
+            findings.problems.extend(of_address.filter(|_| !known));
         }
     }
     Some(target)

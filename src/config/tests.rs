@@ -380,6 +380,14 @@ fn keys_are_checked_although_the_type_is_missing() {
         "[targets.im]\ntype = \"webhook\"\nurl = \"http://im/{recipent}\"\nidempotnt = true";
     let found = problems(braces, &[]);
     assert_eq!(found.len(), 2, "{found:#?}");
+    // And those of the address beside a missing value.
+    let address = "[targets.im]\ntype = \"wukongim\"\nurl = \"ftp://im\"";
+    let found = problems(address, &[]);
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found[0].starts_with("targets.im.version: missing"));
+    assert!(found[1].starts_with("targets.im.url: a URL such as "));
+    let nowhere = "[targets.im]\ntype = \"wukongim\"";
+    assert_eq!(problems(nowhere, &[]).len(), 2);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::body::Held;
 use super::params::NoParams;
 use super::problem::Refusal;
 use super::query::unknown;
-use super::recall;
+use super::{recall, target_test};
 use crate::clock::now_ms;
 use crate::domain::directive::{Scope, Subject};
 use crate::domain::fields::{Fields, Problem};
@@ -134,8 +134,12 @@ async fn target<B: Broker, S: Store, T: Transport>(
     asker: Asker,
     _: NoParams,
     body: Held,
-) -> Result<Json<ControlResult>, Refusal> {
-    let (name, verb) = verb(&last, &["park", "unpark", "pause", "resume"])?;
+) -> Result<Response, Refusal> {
+    let (name, verb) = verb(&last, &["park", "unpark", "pause", "resume", "test"])?;
+    if verb == "test" {
+        let tested = target_test::test(&gateway, name, &asker, &body.bytes).await?;
+        return Ok(Json(tested).into_response());
+    }
     let subject = Subject::new(Scope::Target, name);
     steer(&gateway, &asker, &body.bytes, |_| {
         Ok(match verb {
@@ -146,6 +150,7 @@ async fn target<B: Broker, S: Store, T: Transport>(
         })
     })
     .await
+    .map(IntoResponse::into_response)
 }
 
 /// `PUT /v1/limits` names its subject in the body, and which of its limits is meant:

@@ -60,6 +60,7 @@ mod spans;
 mod spec;
 mod spool;
 mod submit;
+mod target_test;
 mod templates;
 mod tls;
 mod uncertain;

@@ -45,23 +45,26 @@ impl<'a> Sieve<'a> {
     }
 
     pub fn takes(&mut self, job: JobId, outline: &str) -> bool {
+        self.takes_outline(outline) && self.is_named(job, outline)
+    }
+
+    /// Whether a job with this outline may match, whatever its id is.
+    pub fn takes_outline(&self, outline: &str) -> bool {
         let mut lines = outline.split('\n');
         let mut is = |wanted: &Option<String>| {
             let line = lines.next().unwrap_or_default();
-            (wanted.as_ref().is_none_or(|it| it == line), line)
+            wanted.as_ref().is_none_or(|it| it == line)
         };
-        let ((is_app, app), (is_target, _)) = (is(&self.filter.app), is(&self.filter.target));
+        let (is_app, is_target) = (is(&self.filter.app), is(&self.filter.target));
         let has_tag = |tag: &String| lines.any(|line| line == tag);
-        is_app
-            && is_target
-            && self.filter.tag.as_ref().is_none_or(has_tag)
-            && self.is_named(job, app)
+        is_app && is_target && self.filter.tag.as_ref().is_none_or(has_tag)
     }
 
-    fn is_named(&mut self, job: JobId, app: &str) -> bool {
+    fn is_named(&mut self, job: JobId, outline: &str) -> bool {
         let Some(name) = &self.filter.client_msg_no else {
             return true;
         };
+        let app = outline.split('\n').next().unwrap_or_default();
         if let Some(named) = self.named.get(app) {
             return job == *named;
         }

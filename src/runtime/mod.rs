@@ -24,6 +24,7 @@ mod pending;
 mod recall;
 mod standstills;
 mod tally;
+pub mod target_test;
 pub mod traces;
 mod under_way;
 mod watch;

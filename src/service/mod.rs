@@ -7,6 +7,7 @@
 //! - `rehearsal`: what a dry run tells.
 //! - `jobs`: reads jobs.
 //! - `dead_letters`: reads, redrives and purges dead letters.
+//! - `target_test`: what a test message is, and what a target made of it.
 //! - `control`: steers jobs, apps and targets, and finds out why a job does not move.
 
 pub mod admission;
@@ -16,6 +17,7 @@ pub mod control;
 pub mod dead_letters;
 pub mod jobs;
 mod rehearsal;
+pub mod target_test;
 
 pub use self::before_accept::{BeforeAccept, Vars};
 pub use self::rehearsal::{PREVIEWS, Rehearsal};

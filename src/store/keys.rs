@@ -13,6 +13,7 @@
 //! | `P:{JOB}:fence`, `P:{pulse}:beats:fence` | string | a write that replicas must have before an outcome or a heartbeat counts as recorded, where so configured | a second | settle, beat | – |
 //! | `P:jobs` | sorted set | job ids by time of acceptance | never; a worker removes members that are no longer known | enter, accept, claim and settle (when rebuilt), quiet | jobs |
 //! | `P:outlines` | hash | job id (12 bytes) → its [`outline`](crate::ports::outline()) | never; a worker removes those of jobs that are no longer known | enter, accept, claim and settle (when rebuilt), jobs (when it is missing) | jobs |
+//! | `P:packs` | hash | `<from in ms>-<to in ms>-<jobs>` → the places and outlines of all jobs of that time, see `ledger::packs` | never; a worker removes those that no longer count | enter, accept and claim (after some thousands of new jobs), quiet | jobs |
 //! | `P:open` | sorted set | ids of jobs that are not completed, by the time of their last activity or look, in ms | never; members when they complete | the same, complete | quiet, each_open |
 //! | `P:{pulse}:beats` | hash | process → `<number> <at in ms> <the heartbeat as JSON>` | never; fields a day after the process ended | beat | beat, beats |
 //! | `P:{pulse}:went_back` | list | times in ms at which the ledger was found to have gone back to older data, the last 100 | never | beat, raise | job, jobs, quiet |
@@ -65,6 +66,10 @@ impl Keys {
 
     pub(super) fn outlines(&self) -> String {
         format!("{}:outlines", self.prefix)
+    }
+
+    pub(super) fn packs(&self) -> String {
+        format!("{}:packs", self.prefix)
     }
 
     pub(super) fn open_jobs(&self) -> String {

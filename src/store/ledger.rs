@@ -31,6 +31,7 @@ use crate::ports::{
 
 mod groups;
 mod jobs;
+mod packs;
 mod record;
 mod reply;
 
@@ -134,6 +135,7 @@ impl Ledger for Store {
                     .unwrap_or_default(),
             );
         let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
+        let mut entered = false;
         let accepted = match reply.text(0)?.as_str() {
             "conflict" => Accepted::Conflict {
                 job: submission.job,
@@ -144,18 +146,23 @@ impl Ledger for Store {
                 template: reply.version(2)?,
                 slice_recipients: reply.version(3)?,
             },
-            "expand" => Accepted::Expand {
-                shape: reply.shape()?,
-                template: reply.version(2)?,
-                first: reply.number(4)? == 1,
-                slice_recipients: reply.version(3)?,
-            },
+            "expand" => {
+                let first = reply.number(4)?;
+                entered = first == 2;
+                Accepted::Expand {
+                    shape: reply.shape()?,
+                    template: reply.version(2)?,
+                    first: first > 0,
+                    slice_recipients: reply.version(3)?,
+                }
+            }
             other => return Err(broken(format!("accept says {other:?}"))),
         };
         let it = submission;
         let outline = outline(&it.app, &it.target, &it.tags);
         let outlined = match accepted {
             Accepted::Conflict { .. } => return Ok(accepted),
+            Accepted::Expand { first: true, .. } if entered => Outlined::Entered(&outline),
             Accepted::Expand { first: true, .. } => Outlined::New(&outline),
             _ => Outlined::Known(&outline),
         };

@@ -42,6 +42,7 @@ mod turn;
 mod upkeep;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 pub use connection::{CheckError, Kind, OpenError, Persistence, Report, ServerReport};
@@ -62,6 +63,8 @@ struct Inner {
     open_jobs: sub_lanes::OpenJobs,
     /// How long a completed job is remembered, in seconds.
     window_s: u64,
+    /// New jobs that this process put on the list.
+    listed: AtomicUsize,
 }
 
 /// Where the ledger is and how long it remembers.
@@ -118,6 +121,7 @@ impl Store {
             keys: Keys::new(&settings.prefix),
             open_jobs: sub_lanes::OpenJobs::default(),
             window_s: settings.dedup_window.as_secs().max(1),
+            listed: AtomicUsize::new(0),
         })))
     }
 

@@ -35,6 +35,9 @@ const SCAN: usize = 1000;
 /// Pages of one look.
 const PAGES: usize = 20;
 
+/// Packs of outlines that one round writes at most.
+const PACKS: usize = 20;
+
 /// Known jobs that one pipeline looks at, to shorten their list.
 const KNOWN_PAGE: usize = 1000;
 
@@ -46,6 +49,8 @@ impl Upkeep for Store {
 
     async fn quiet(&self, quiet: Duration) -> Result<Vec<JobRecord>, LedgerError> {
         self.thin_out().await?;
+        // Not repeated: a listing finds jobs without packs too.
+        let _ = self.pack(PACKS).await;
         let now = now_ms();
         let quiet_ms = quiet.as_millis() as u64;
         let mut found = Vec::new();

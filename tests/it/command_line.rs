@@ -415,8 +415,31 @@ async fn tests_the_target(there: &There) {
     assert!(refused.stdout.contains("did not get the message"));
     let unknown = there.here(&["target", "test", "imm", "--to", "ana"]).await;
     check_failure(&unknown, "target test", 69, "did you mean \"im\"?");
-    let far = ["target", "test", "im", "--to", "ana"];
-    there.fails(&far, 64, "leave out --server").await;
+
+    let far = ["target", "test", "im", "--to", "distant"];
+    let tested = there.json(&far).await;
+    assert_eq!(
+        (&tested["sent"], &tested["class"]),
+        (&json!(true), &json!("done")),
+        "{tested}"
+    );
+    let mut accepted = there.mock.accepted().into_iter();
+    assert!(accepted.any(|entry| entry.recipient == "distant"));
+    let refused = there
+        .run(&["target", "test", "im", "--to", "worse-1"])
+        .await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(refused.stdout.contains("did not get the message"));
+    there
+        .fails(
+            &["target", "test", "imm", "--to", "ana"],
+            69,
+            "did you mean \"im\"?",
+        )
+        .await;
+    there
+        .fails(&["target", "test", "im", "--to", ""], 65, "audience")
+        .await;
 }
 
 async fn stores_messages(there: &There) {
@@ -448,6 +471,14 @@ async fn refuses(there: &There) {
         (&["job", "list", "--target", "imm"], "did you mean \"im\"?"),
         (&["job", "list", "--client-msg-no", "x"], "there is no job"),
         (&["dead", "list", "--job", "nothing"], "there is no job"),
+        (
+            &["send", "-k", "k0", "-m", "Hi", "-a", "nobody", "a"],
+            "there is no app",
+        ),
+        (
+            &["send", "-k", "k0", "-m", "Hi", "-t", "imm", "a", "-n"],
+            "there is no target",
+        ),
         (&["dead", "export", "--app", "nobody"], "there is no app"),
         (
             &["dead", "redrive", "--target", "imm"],
@@ -494,6 +525,9 @@ async fn refuses(there: &There) {
     assert_eq!(sent.code, Some(0), "{}", sent.stderr);
     let other = there.run_with(&["job", "show", "k1", "--json"], &own).await;
     assert_ne!(other.code, Some(0), "{}", other.stdout);
+    let test = ["target", "test", "im", "--to", "a"];
+    let tested = there.run_with(&test, &own).await;
+    check_failure(&tested, "the shop tests a target", 77, "not permitted");
     let targets = there.run_with(&["target", "list"], &own).await;
     check_failure(&targets, "the shop lists targets", 77, "not permitted");
 }

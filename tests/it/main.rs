@@ -105,3 +105,5 @@ mod tls;
 mod traces;
 /// The HTTP interface: long lists, repeats, overload, slow callers.
 mod upload;
+/// The commit that a build names.
+mod version;

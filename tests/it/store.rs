@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use data_encoding::HEXLOWER;
 use fanwise::domain::accounts::Accounts;
@@ -18,12 +18,14 @@ use fanwise::domain::slice::Shape;
 use fanwise::domain::trail::{Origin, TrailEntry};
 use fanwise::ports::Steering as _;
 use fanwise::ports::{
-    Accepted, Beat, Claim, ClaimState, Claimed, JobFilter, JobQuery, JobRecord, JobState, Ledger,
-    LedgerError, Limiter, Park, ParkReason, Pulse, Reason, Settle, Submission, Upkeep,
+    Accepted, Beat, Claim, ClaimState, Claimed, Entry, JobFilter, JobQuery, JobRecord, JobState,
+    Ledger, LedgerError, Limiter, Park, ParkReason, Pulse, Reason, Settle, Submission, Upkeep,
 };
 use fanwise::store::{CheckError, Kind, Persistence, Settings, Store};
+use futures_util::{StreamExt as _, stream};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 use tokio::time::timeout;
 
@@ -489,6 +491,201 @@ async fn a_missing_outline_is_written_by_the_next_listing() {
     assert_eq!(bench.outlined().await, all);
 }
 
+/// Jobs that a listing only passes by: they are on the list with an outline, and have no record.
+async fn list_fillers(bench: &mut Bench, times: impl Iterator<Item = u64>) {
+    let mut pipeline = redis::pipe();
+    for at_ms in times {
+        if pipeline.len() >= 1_000 {
+            pipeline.exec_async(&mut bench.redis).await.unwrap();
+            pipeline.clear();
+        }
+        let id = JobId::of("filler", &fastrand::u64(..).to_string());
+        let (jobs, outlines) = (
+            format!("{}:jobs", bench.prefix),
+            format!("{}:outlines", bench.prefix),
+        );
+        pipeline.zadd(jobs, id.to_string(), at_ms).ignore();
+        pipeline.hset(outlines, &id.bytes(), "filler\nim").ignore();
+    }
+    pipeline.exec_async(&mut bench.redis).await.unwrap();
+}
+
+async fn packs(bench: &mut Bench) -> Vec<String> {
+    redis::cmd("HKEYS")
+        .arg(format!("{}:packs", bench.prefix))
+        .query_async(&mut bench.redis)
+        .await
+        .unwrap()
+}
+
+async fn accept_at(store: &Store, job: &Job, at_ms: u64, tag: &str) {
+    let submission = Submission {
+        now_ms: at_ms,
+        tags: vec![tag.to_owned()],
+        ..job.submission("s", 1)
+    };
+    store.accept(&submission).await.unwrap();
+}
+
+/// All jobs with a tag, with pages of several sizes and times.
+async fn check_tagged(store: &Store, tag: &str, expected: &[(u64, JobId)]) {
+    let mut expected = expected.to_vec();
+    expected.sort();
+    expected.reverse();
+    let times: Vec<_> = expected.iter().map(|(at_ms, _)| *at_ms).collect();
+    let from = [None, times.get(2).copied()].into_iter();
+    for (since_ms, most) in from.flat_map(|since| [1, 1000].map(|most| (since, most))) {
+        let until_ms = since_ms.map(|since| since + 2_000_000);
+        let filter = JobFilter {
+            tag: Some(tag.to_owned()),
+            since_ms,
+            until_ms,
+            ..JobFilter::default()
+        };
+        let mut query = JobQuery {
+            filter,
+            after: None,
+            most,
+        };
+        let mut found = Vec::new();
+        loop {
+            let page = store.jobs(&query).await.unwrap();
+            assert!(page.jobs.len() <= most);
+            found.extend(page.jobs.iter().map(|it| it.job));
+            query.after = page.next;
+            if page.next.is_none() {
+                break;
+            }
+        }
+        let within = expected.iter().filter(|(at_ms, _)| {
+            since_ms.is_none_or(|it| *at_ms >= it) && until_ms.is_none_or(|it| *at_ms < it)
+        });
+        let within: Vec<_> = within.map(|(_, job)| *job).collect();
+        assert_eq!(found, within, "{tag} since {since_ms:?}, {most} a page");
+    }
+}
+
+/// Few jobs are found among many by packs of outlines. A pack stands for the list only as long as it
+/// agrees with it: a job that is listed late is found, and so is one that was refused and comes again
+/// with another tag.
+#[tokio::test]
+async fn rare_jobs_are_found_by_packs_that_agree_with_the_list() {
+    let Some(mut bench) = Bench::start().await else {
+        return;
+    };
+    let store = bench.store.clone();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let begin = now.as_millis() as u64 - 4 * 3_600_000;
+    // Two packs, and some that are too few for a third one. Several jobs share each millisecond.
+    list_fillers(
+        &mut bench,
+        (0..11_000).map(|number| begin + number / 3 * 3_000),
+    )
+    .await;
+    let end = begin + 11_000_000;
+    let jobs: [Job; 8] = std::array::from_fn(|_| Job::new(1));
+    let mut rare = Vec::new();
+    for (number, job) in jobs.iter().enumerate().take(5) {
+        let at_ms = begin + 2_500_000 * number as u64;
+        accept_at(&store, job, at_ms, "rare").await;
+        rare.push((at_ms, job.id()));
+    }
+    check_tagged(&store, "rare", &rare).await;
+    assert!(packs(&mut bench).await.is_empty());
+    store.quiet(Duration::from_secs(3_600)).await.unwrap();
+    let packed = packs(&mut bench).await;
+    assert_eq!(packed.len(), 2, "{packed:?}");
+    check_tagged(&store, "rare", &rare).await;
+
+    // The packs are what is read: the outlines of their jobs are not.
+    let outlines = format!("{}:outlines", bench.prefix);
+    for (at_ms, job) in &rare[..3] {
+        assert!(*at_ms < begin + 9_000_000);
+        let () = bench
+            .redis
+            .hset(&outlines, &job.bytes(), "shop\nim")
+            .await
+            .unwrap();
+    }
+    check_tagged(&store, "rare", &rare).await;
+    for (_, job) in &rare[..3] {
+        let () = bench
+            .redis
+            .hset(&outlines, &job.bytes(), "shop\nim\nrare")
+            .await
+            .unwrap();
+    }
+
+    // Listed late, in a span that is packed.
+    let late = begin + 1_000;
+    accept_at(&store, &jobs[5], late, "rare").await;
+    rare.push((late, jobs[5].id()));
+    check_tagged(&store, "rare", &rare).await;
+    store.quiet(Duration::from_secs(3_600)).await.unwrap();
+    let again = packs(&mut bench).await;
+    assert_eq!(again.len(), 2, "{again:?}");
+    assert_eq!(again.iter().filter(|it| packed.contains(it)).count(), 1);
+    check_tagged(&store, "rare", &rare).await;
+
+    // Refused, and submitted once more with another tag.
+    let entry = |tag: &str| Entry {
+        job: jobs[6].id(),
+        app: jobs[6].head.app.clone(),
+        client_msg_no: jobs[6].head.client_msg_no.clone(),
+        target: jobs[6].head.target.clone(),
+        content_digest: "d".to_owned(),
+        entries: 1,
+        now_ms: late + 1,
+        not_before_ms: None,
+        priority: jobs[6].head.priority,
+        expires_at_ms: None,
+        tags: vec![tag.to_owned()],
+        fetched: None,
+    };
+    store.enter(&entry("rare")).await.unwrap();
+    store.quiet(Duration::from_secs(3_600)).await.unwrap();
+    store.withdraw(jobs[6].id()).await.unwrap();
+    check_tagged(&store, "rare", &rare).await;
+    check_tagged(&store, "rarer", &[]).await;
+    accept_at(&store, &jobs[6], end, "rarer").await;
+    check_tagged(&store, "rare", &rare).await;
+    let rarer = JobQuery {
+        filter: JobFilter {
+            tag: Some("rarer".to_owned()),
+            ..JobFilter::default()
+        },
+        after: None,
+        most: 10,
+    };
+    let page = store.jobs(&rarer).await.unwrap();
+    let found: Vec<_> = page.jobs.iter().map(|it| it.job).collect();
+    assert_eq!(found, [jobs[6].id()]);
+
+    // Damage is passed by.
+    let key = format!("{}:packs", bench.prefix);
+    for field in packs(&mut bench).await {
+        let () = bench.redis.hset(&key, field, "damaged").await.unwrap();
+    }
+    check_tagged(&store, "rare", &rare).await;
+}
+
+/// Packs are written while jobs come, so that a listing needs no round of the upkeep before it.
+#[tokio::test]
+async fn new_jobs_are_packed_as_they_come() {
+    let Some(mut bench) = Bench::start().await else {
+        return;
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let begin = now.as_millis() as u64 - 3_600_000;
+    list_fillers(&mut bench, (0..4_000).map(|number| begin + number)).await;
+    let accepting = stream::iter(0..2_500_u64).map(|number| {
+        let store = bench.store.clone();
+        async move { accept_at(&store, &Job::new(1), begin + 10_000 + number, "new").await }
+    });
+    accepting.buffer_unordered(100).collect::<()>().await;
+    assert_eq!(packs(&mut bench).await.len(), 1);
+}
+
 // ---------------------------------------------------------------------------------------------
 // A Redis that went back
 // ---------------------------------------------------------------------------------------------
@@ -825,9 +1022,7 @@ async fn compare(bench: &Bench, asked: &Asked) {
 }
 
 fn park(in_ms: u64) -> Park {
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     Park {
         since_ms: now.as_millis() as u64,
         until_ms: now.as_millis() as u64 + in_ms,

@@ -26,8 +26,13 @@ impl JobId {
     }
 
     /// The id as bytes.
-    pub fn bytes(self) -> [u8; 12] {
+    pub const fn bytes(self) -> [u8; 12] {
         self.0
+    }
+
+    /// The id with these bytes.
+    pub const fn from_bytes(bytes: [u8; 12]) -> Self {
+        Self(bytes)
     }
 }
 

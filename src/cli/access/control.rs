@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use super::server::Question;
+use super::server::{Question, encoded};
 use super::{Access, Server};
 use crate::clock::now_ms;
 use crate::domain::directive::Scope;
@@ -13,6 +13,7 @@ use crate::service::control::{
     self, CONFIGURED, Command, ControlError, ControlResult, DirectiveNote, DirectiveView,
     LimitView, ManyCommand, ManyResult, Selection, TargetView,
 };
+use crate::service::target_test::{TestRequest, Tested};
 
 impl Access {
     /// Carries out a command and returns the state that results.
@@ -57,6 +58,27 @@ impl Access {
                 .await
                 .or_exit(Exit::Unavailable),
             Self::Server(server) => server.existing("/v1/targets").await,
+        }
+    }
+
+    /// Has a server send a test message through a target.
+    pub(in crate::cli) async fn test_target(
+        &self,
+        target: &str,
+        message: &TestRequest,
+    ) -> Result<Tested, Failure> {
+        match self {
+            Self::Direct(_) => {
+                let what =
+                    "a target is tested through a server, or with the settings of this machine";
+                Err(Failure::message(Exit::Internal, what))
+            }
+            Self::Server(server) => {
+                let target = encoded(target);
+                server
+                    .post(&format!("/v1/targets/{target}:test"), message)
+                    .await
+            }
         }
     }
 

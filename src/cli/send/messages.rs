@@ -29,6 +29,8 @@ pub(super) struct Messages {
     /// `None` if it has no key; then it is refused.
     pub(super) id: Option<JobId>,
     pub(super) client_msg_no: String,
+    pub(super) app: String,
+    pub(super) target: Option<String>,
 }
 
 impl Messages {
@@ -46,6 +48,8 @@ impl Messages {
             },
             id: key.as_deref().map(|key| JobId::of(&app, key)),
             client_msg_no: key.unwrap_or_default(),
+            app,
+            target: text("target"),
         })
     }
 }

@@ -18,7 +18,7 @@ export const CHINESE = {
   'All': '全部', 'Any time': '任意时间', 'Last hour': '最近 1 小时', 'Last 24 hours': '最近 24 小时', 'Last 7 days': '最近 7 天', 'Key or id': '键或 ID', 'Find': '查找',
   'Submit a job': '提交任务', 'No job fits these filters.': '没有符合条件的任务。', 'No job was accepted yet.': '还没有任务。', 'Newer': '较新', 'Older': '较旧',
   // one job
-  'Accounts': '账目', '{time} left': '剩余 {time}', 'What limits it': '限制因素', 'until {time}': '直到 {time}', 'Facts': '详情', 'Not before': '不早于', 'Sending hours': '发送时段', 'Spread until': '均匀发送至', 'Last outcome': '最近结果',
+  'Accounts': '账目', '{time} left': '剩余 {time}', '{s} s': '{s} 秒', '{m} min {s} s': '{m} 分 {s} 秒', '{h} h {m} min': '{h} 小时 {m} 分', '{d} d {h} h': '{d} 天 {h} 小时', 'What limits it': '限制因素', 'until {time}': '直到 {time}', 'Facts': '详情', 'Not before': '不早于', 'Sending hours': '发送时段', 'Spread until': '均匀发送至', 'Last outcome': '最近结果',
   'Completed': '完成时间', 'Own rate': '自身速率', 'Category': '消息类别', 'Version of the stored message': '模板版本', 'Callback': '回调', 'Reply to': '回复队列',
   'Count again in the ledger': '在账本中重新计数', 'The accounts are exact.': '账目完全一致。', 'One recipient': '查询接收者', 'User': '用户', 'Look up': '查询',
   'All of them': '查看全部', 'Recipient': '接收者', 'Outcome': '结果', 'Code': '代码', 'Answer of the backend': '后端应答', 'Outcomes over time': '结果随时间的变化',

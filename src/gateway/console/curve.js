@@ -4,7 +4,9 @@ import { html, nameOf } from './parts.js';
 import { OUTCOMES } from './history.js';
 import { clock, number, t } from './words.js';
 
-const [WIDTH, HEIGHT, LEFT, BOTTOM, TOP] = [innerWidth < 720 ? 400 : 640, 220, 64, 24, 8];
+// About as wide as its place on the page, so that its texts are as large as others.
+const WIDTH = Math.round(innerWidth < 900 ? Math.max(innerWidth - 60, 300) : Math.min(innerWidth * 0.6, 960));
+const [HEIGHT, LEFT, BOTTOM, TOP] = [220, 64, 24, 8];
 
 /** A round number that is not less. */
 function roundUp(value) {

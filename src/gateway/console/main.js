@@ -89,6 +89,8 @@ function Frame({ about }) {
     : html`<${Page} key=${location.hash} about=${about} query=${where.query} turn=${turn} />`;
   useEffect(() => {
     document.title = `${where.inner || page.name} · Fanwise`;
+    // On a phone, the links to the pages are wider than the screen.
+    document.querySelector('nav [aria-current]')?.scrollIntoView({ block: 'nearest', inline: 'nearest' });
   }, [where]);
   return html`<a class="skip" href="#page" onClick=${(event) => { event.preventDefault(); document.getElementById('page').focus(); }}>${t('To the content')}</a>
     <header>

@@ -57,10 +57,11 @@ export function relative(text, now = Date.now()) {
 export function duration(seconds) {
   if (seconds === undefined || seconds === null || !isFinite(seconds)) return '–';
   const s = Math.ceil(seconds);
-  if (s < 60) return `${s} s`;
+  if (s < 60) return t('{s} s', { s });
   const [h, m] = [Math.floor(s / 3600), Math.floor((s % 3600) / 60)];
-  if (h >= 48) return `${Math.floor(h / 24)} d ${h % 24} h`;
-  return h ? `${h} h ${String(m).padStart(2, '0')} min` : `${m} min ${String(s % 60).padStart(2, '0')} s`;
+  const two = (value) => String(value).padStart(2, '0');
+  if (h >= 48) return t('{d} d {h} h', { d: Math.floor(h / 24), h: h % 24 });
+  return h ? t('{h} h {m} min', { h, m: two(m) }) : t('{m} min {s} s', { m, s: two(s % 60) });
 }
 
 export const bytes = (value) => (value < 1e6 ? `${oneDigit.format(value / 1e3)} kB` : `${oneDigit.format(value / 1e6)} MB`);

@@ -21,6 +21,7 @@ use crate::service::api::{
 use crate::service::control::{ControlResult, DirectiveView, LimitView, ManyResult, TargetView};
 use crate::service::dead_letters::{Purged, Redriven, Resolved};
 use crate::service::jobs::LIST_MAX;
+use crate::service::target_test::{TestRequest, Tested};
 
 /// Why a request is refused (RFC 9457).
 #[derive(JsonSchema)]
@@ -280,6 +281,9 @@ redrive: a second resend of the same recipients sends nothing. The uncertain rec
 const RECALL: &str = "For jobs with `keep_ids`, where the target has a call that recalls a message (NetEase, Yunxin). \
 One request works for at most `gateway.wait_max`: repeat it until `left` is 0. A repeat goes on where the last one \
 ended, and recalls no message twice that has its result. The audit trail of the job notes it.";
+
+const TEST: &str = "The gateway calls the target as a worker does, at once: no limit, pause or parking holds the message \
+back, and it belongs to no job. Credentials are left out of the request that is shown. Only with `gateway.token`.";
 
 const MANY: &str = "Reaches every job that is accepted and not completed when the request arrives, and no \
 later one. With the token of an app only jobs of that app. Each job notes the command in its audit trail. Try it \
@@ -606,6 +610,18 @@ fn steering() -> Vec<Operation> {
         target("/v1/targets/{name}:park", "parkTarget")
             .summary("Park a target, for 10 minutes unless `expires_in` says otherwise"),
         target("/v1/targets/{name}:unpark", "unparkTarget").summary("Unpark a target"),
+        Operation::new("post", "/v1/targets/{name}:test", "testTarget")
+            .path("name", "Name of the target in the configuration.")
+            .summary("Send one message to one user through a target, and show the request and the answer")
+            .about(TEST)
+            .takes(json(of::<TestRequest>))
+            .example(r#"{"to":"ann"}"#)
+            .answers(
+                200,
+                "What the target made of it; `sent` says whether it accepted the message.",
+                vec![json(of::<Tested>)],
+            )
+            .refuses(&[404]),
         Operation::new("get", "/v1/targets", "listTargets")
             .summary("Targets and their state")
             .answers(200, "All of them.", vec![json(of::<Vec<TargetView>>)]),

@@ -90,6 +90,27 @@ impl Entry {
     }
 }
 
+/// Whether the application's key and secret are accepted, from the answer to a look-up of accounts.
+pub(super) fn identity(reply: &HttpReply) -> Result<String, String> {
+    #[derive(Deserialize)]
+    struct Coded {
+        code: i64,
+        msg: Option<String>,
+    }
+    let Ok(Coded { code, msg }) = serde_json::from_slice(&reply.body) else {
+        return Err(format!("answers {}, not as Yunxin does", reply.status));
+    };
+    let answer = code::call(code, msg, Duration::ZERO);
+    match answer.class {
+        Class::Config => Err(format!(
+            "refuses the call: {} {}. Check app key, secret and the clock of this machine",
+            answer.code, answer.text
+        )),
+        // Any other error is about the account, so the credential was accepted.
+        _ => Ok("takes the app key and secret".to_owned()),
+    }
+}
+
 /// A reply to a batch; `block` as in [`code::call`]. With `keep_ids`, the answers have the ids of the
 /// messages.
 pub(super) fn batch(

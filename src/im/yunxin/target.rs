@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, Uri};
+use http::{HeaderName, Method, Uri};
 use serde_json::value::RawValue;
 
 use super::recall::Recalls;
@@ -251,6 +251,21 @@ impl Target for Yunxin {
 
     fn recall(&self) -> Result<&dyn Recall, &'static str> {
         Ok(&self.recalls)
+    }
+
+    /// Looks up an account that nobody has: the answer shows whether key and secret are accepted.
+    fn identify(&self) -> Option<Request> {
+        let users = self
+            .account
+            .uri("/im/v2/accounts?account_ids=fanwise-doctor");
+        let id = request_id("fanwise-doctor", &[]);
+        let mut request = self.account.request(users, &TRACE_ID, &id, Vec::new());
+        request.method = Method::GET;
+        Some(request)
+    }
+
+    fn read_identity(&self, reply: &HttpReply) -> Result<String, String> {
+        reply::identity(reply)
     }
 
     fn sign(&self, request: &mut Request, signing: Signing) {

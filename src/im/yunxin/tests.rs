@@ -51,6 +51,49 @@ fn body(target: &dyn Target, head: Head) -> serde_json::Value {
 }
 
 #[test]
+fn a_look_up_of_accounts_tells_whether_the_credentials_are_accepted() {
+    let target = target();
+    let asked = text(&target.identify().unwrap());
+    let begin = "GET https://im/im/v2/accounts?account_ids=fanwise-doctor\n";
+    assert!(
+        asked.starts_with(begin) && asked.contains("appkey: key\n"),
+        "{asked}"
+    );
+    for (status, body, expected) in [
+        (
+            200,
+            r#"{"code":200,"data":{"success_list":[]}}"#,
+            Ok("takes the app key"),
+        ),
+        (
+            200,
+            r#"{"code":414,"msg":"parameter error"}"#,
+            Ok("takes the app key"),
+        ),
+        (
+            200,
+            r#"{"code":414,"msg":"checksum error"}"#,
+            Err("refuses the call: 414"),
+        ),
+        (
+            200,
+            r#"{"code":101302,"msg":"bad app"}"#,
+            Err("refuses the call: 101302"),
+        ),
+        (502, "<html>", Err("answers 502, not as Yunxin does")),
+    ] {
+        let found = target.read_identity(&reply(status, body));
+        let begins = |text: &String, begin: &str| text.starts_with(begin);
+        let is_so = match (&found, expected) {
+            (Ok(found), Ok(expected)) => begins(found, expected),
+            (Err(found), Err(expected)) => begins(found, expected),
+            _ => false,
+        };
+        assert!(is_so, "{body}: {found:?}");
+    }
+}
+
+#[test]
 fn a_batch() {
     assert_eq!(
         golden(&*target(), head(), &["u1", "a\"b"]),

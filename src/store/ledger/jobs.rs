@@ -1,19 +1,19 @@
 //! Lists jobs, newest first: all of them, and those that are not completed.
 //!
-//! The sorted set `jobs` has the order, and the hash `outlines` has what a filter asks for. A query goes
-//! through both, and reads the records of those jobs only that may match. The keys are in other slots
-//! than the jobs, so a crash between two writes may leave a job without an outline. Such a job may
-//! match: the query reads its record and writes the outline.
+//! The sorted set `jobs` has the order, the hash `outlines` has what a filter asks for, and `packs`
+//! has both of many jobs at a time. A query goes through them, and reads the records of those jobs
+//! only that may match. The keys are in other slots than the jobs, so a crash between two writes may
+//! leave a job without an outline. Such a job may match: the query reads its record and writes the
+//! outline.
 
 use redis::Value;
 
 use super::Store;
+use super::packs::{Pack, PackedJobs};
 use super::record::record;
 use crate::clock::now_ms;
 use crate::domain::ids::JobId;
-use crate::ports::{
-    JobFilter, JobPage, JobPlace, JobQuery, JobRecord, JobState, LedgerError, Sieve, outline,
-};
+use crate::ports::{JobPage, JobPlace, JobQuery, JobRecord, JobState, LedgerError, Sieve, outline};
 use crate::store::connection::broken;
 
 /// Records read in one pipeline.
@@ -23,9 +23,14 @@ const RECORDS_AT_ONCE: usize = 100;
 const OUTLINES_AT_ONCE: usize = 5_000;
 
 /// Most outlines, and most records, that one query looks at, however few of them match. A record
-/// costs as much as twenty outlines, and a look at whether a job is completed as much as two.
+/// costs as much as twenty outlines, a look at whether a job is completed as much as two, and ten
+/// outlines of a pack as much as one.
 const OUTLINES_MAX: usize = 100_000;
 const RECORDS_MAX: usize = 2_000;
+const PACKED: usize = 10;
+
+/// Jobs of which a query asks together whether they are completed.
+const STATES_AT_ONCE: usize = 1_000;
 
 /// With more open jobs than this, a query for them walks the list of all jobs.
 const OPEN_MAX: usize = 20_000;
@@ -38,6 +43,8 @@ const OPEN_AT_ONCE: usize = 2_000;
 pub(in crate::store) enum Outlined<'a> {
     /// The job is new.
     New(&'a str),
+    /// The job is new, and was entered before.
+    Entered(&'a str),
     /// The job may have one already.
     Known(&'a str),
     Unknown,
@@ -46,12 +53,6 @@ pub(in crate::store) enum Outlined<'a> {
 impl Store {
     /// A page of jobs, see [`Ledger::jobs`](crate::ports::Ledger::jobs).
     pub(super) async fn list_of_jobs(&self, query: &JobQuery) -> Result<JobPage, LedgerError> {
-        let filter = &query.filter;
-        let mut sieve = Sieve::new(filter);
-        let mut open = match filter.is_for_open_jobs() {
-            true => self.open_places(query).await?,
-            false => None,
-        };
         let mut page = JobPage {
             jobs: Vec::new(),
             next: query.after,
@@ -60,67 +61,131 @@ impl Store {
             return Ok(page);
         }
         let mut without = Vec::new();
-        let (mut at_once, mut looked_at, mut records) = (RECORDS_AT_ONCE, 0, 0);
-        while looked_at < OUTLINES_MAX && records < RECORDS_MAX {
-            let places: Vec<_> = match &mut open {
-                Some(open) => open.drain(..open.len().min(at_once)).collect(),
-                None => self.places(filter, page.next, at_once).await?,
-            };
-            let ended = places.len() < at_once;
-            looked_at += places.len();
-            let mut wanted = self.sieved(&mut sieve, &places).await?;
-            if let (None, Some(state)) = (&open, filter.state) {
-                looked_at += places.len();
-                wanted = self.in_state(state, wanted).await?;
-            }
-            for some in wanted.chunks(RECORDS_AT_ONCE) {
-                let jobs: Vec<_> = some.iter().map(|it| it.place.job).collect();
-                let found = self.records(&jobs).await?;
-                records += some.len();
-                for (it, record) in some.iter().zip(found) {
-                    page.next = Some(it.place);
-                    let Some(record) = record else { continue };
-                    if it.lacks_outline {
-                        without.push(record.clone());
-                    }
-                    page.jobs.extend(Some(record).filter(|it| filter.takes(it)));
-                    if page.jobs.len() >= query.most {
-                        let last = ended && places.last() == Some(&it.place);
-                        page.next = page.next.filter(|_| !last);
-                        self.outline_them(&without).await;
-                        return Ok(page);
-                    }
-                }
-                if records >= RECORDS_MAX {
-                    break;
-                }
-            }
-            if records < RECORDS_MAX {
-                page.next = places.last().copied().or(page.next);
-                if ended {
-                    page.next = None;
-                    break;
-                }
-            }
-            at_once = (at_once * 10).min(OUTLINES_AT_ONCE);
-        }
+        let found = self.walk(query, &mut page, &mut without).await;
         self.outline_them(&without).await;
-        Ok(page)
+        found.map(|()| page)
+    }
+
+    /// Fills a page, and notes the records of jobs without an outline.
+    async fn walk(
+        &self,
+        query: &JobQuery,
+        page: &mut JobPage,
+        without: &mut Vec<JobRecord>,
+    ) -> Result<(), LedgerError> {
+        let filter = &query.filter;
+        let open = match filter.is_for_open_jobs() {
+            true => self.open_places(query).await?,
+            false => None,
+        };
+        // The places of open jobs say that they are open.
+        let state = filter.state.filter(|_| open.is_none());
+        let mut walk = Walk::new(query, open);
+        let (mut looked_at, mut records) = (0, 0);
+        while looked_at < OUTLINES_MAX && records < RECORDS_MAX {
+            let step = self.step(&mut walk).await?;
+            looked_at += step.cost;
+            for some in step.wanted.chunks(STATES_AT_ONCE) {
+                let mut wanted = some.to_vec();
+                if let Some(state) = state {
+                    looked_at += 2 * some.len();
+                    wanted = self.in_state(state, wanted).await?;
+                }
+                for some in wanted.chunks(RECORDS_AT_ONCE) {
+                    let jobs: Vec<_> = some.iter().map(|it| it.place.job).collect();
+                    let found = self.records(&jobs).await?;
+                    records += some.len();
+                    for (it, record) in some.iter().zip(found) {
+                        page.next = Some(it.place);
+                        let Some(record) = record else { continue };
+                        if it.lacks_outline {
+                            without.push(record.clone());
+                        }
+                        page.jobs.extend(Some(record).filter(|it| filter.takes(it)));
+                        if page.jobs.len() >= query.most {
+                            let ended = walk.ended && step.last == Some(it.place);
+                            page.next = page.next.filter(|_| !ended);
+                            return Ok(());
+                        }
+                    }
+                    if records >= RECORDS_MAX {
+                        return Ok(());
+                    }
+                }
+                page.next = some.last().map(|it| it.place).or(page.next);
+                if looked_at >= OUTLINES_MAX {
+                    return Ok(());
+                }
+            }
+            page.next = walk.after.filter(|_| !walk.ended);
+            if walk.ended {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The next jobs that may match.
+    async fn step(&self, walk: &mut Walk<'_>) -> Result<Step, LedgerError> {
+        if let Some(open) = &mut walk.open {
+            let places: Vec<_> = open.drain(..open.len().min(walk.at_once)).collect();
+            walk.ended = open.is_empty();
+            return self.step_over(walk, &places).await;
+        }
+        // The first jobs often are enough.
+        if walk.at_once > RECORDS_AT_ONCE && walk.packs.is_none() && !walk.sieve.takes_all() {
+            walk.packs = Some(self.packs().await?);
+        }
+        let newest_ms = walk.newest_ms();
+        let packs = walk.packs.as_deref().unwrap_or_default();
+        if let Some(pack) = packs.iter().rfind(|pack| pack.covers(newest_ms)).copied() {
+            if let Some(bytes) = self.pack_bytes(&pack).await?
+                && let Some(jobs) = PackedJobs::read(&bytes)
+            {
+                return Ok(walk.step_over_pack(&pack, &jobs));
+            }
+            // Another process has just replaced it.
+            walk.packs
+                .iter_mut()
+                .for_each(|packs| packs.retain(|it| *it != pack));
+        }
+        let packs = walk.packs.as_deref().unwrap_or_default();
+        let below = packs.iter().filter(|pack| pack.to_ms < newest_ms);
+        let next_pack_ms = below.map(|pack| pack.to_ms).max();
+        let oldest_ms = walk.since_ms.max(next_pack_ms.map_or(0, |to_ms| to_ms + 1));
+        let places = self.places(walk.after, oldest_ms, walk.at_once).await?;
+        if places.len() >= walk.at_once {
+            return self.step_over(walk, &places).await;
+        }
+        let step = self.step_over(walk, &places).await?;
+        walk.go_below(oldest_ms);
+        Ok(step)
+    }
+
+    /// Those of the next places whose jobs may match.
+    async fn step_over(
+        &self,
+        walk: &mut Walk<'_>,
+        places: &[JobPlace],
+    ) -> Result<Step, LedgerError> {
+        let wanted = self.sieved(&mut walk.sieve, places).await?;
+        walk.after = places.last().copied().or(walk.after);
+        walk.at_once = (walk.at_once * 10).min(OUTLINES_AT_ONCE);
+        Ok(Step {
+            wanted,
+            last: places.last().copied(),
+            cost: places.len(),
+        })
     }
 
     /// The next places in the list of jobs, at most `most`; fewer only at the end of the list.
     async fn places(
         &self,
-        filter: &JobFilter,
         after: Option<JobPlace>,
+        oldest_ms: u64,
         most: usize,
     ) -> Result<Vec<JobPlace>, LedgerError> {
-        let newest = match (after, filter.until_ms) {
-            (Some(after), _) => after.at_ms.to_string(),
-            (None, Some(until_ms)) => format!("({until_ms}"),
-            (None, None) => "+inf".to_owned(),
-        };
-        let oldest = filter.since_ms.unwrap_or(0);
+        let newest = after.map_or("+inf".to_owned(), |after| after.at_ms.to_string());
         // Many jobs may share one millisecond, and some of them come before the place.
         let mut skipped = 0;
         let mut places = Vec::new();
@@ -128,7 +193,7 @@ impl Store {
             let mut cmd = redis::cmd("ZREVRANGEBYSCORE");
             cmd.arg(self.0.keys.jobs())
                 .arg(&newest)
-                .arg(oldest)
+                .arg(oldest_ms)
                 .arg("WITHSCORES")
                 .arg("LIMIT")
                 .arg(skipped)
@@ -187,36 +252,33 @@ impl Store {
         sieve: &mut Sieve<'_>,
         places: &[JobPlace],
     ) -> Result<Vec<Wanted>, LedgerError> {
-        let whole = |place: &JobPlace| Wanted {
-            place: *place,
-            lacks_outline: false,
-        };
-        if sieve.takes_all() || places.is_empty() {
+        if sieve.takes_all() {
+            let whole = |place: &JobPlace| Wanted {
+                place: *place,
+                lacks_outline: false,
+            };
             return Ok(places.iter().map(whole).collect());
+        }
+        let outlines = self.outlines(places).await?;
+        let each = places.iter().zip(&outlines);
+        let wanted = each.filter_map(|(place, it)| Wanted::of(sieve, *place, it.as_deref()));
+        Ok(wanted.collect())
+    }
+
+    /// The outlines of jobs, where they are known.
+    pub(super) async fn outlines(
+        &self,
+        places: &[JobPlace],
+    ) -> Result<Vec<Option<String>>, LedgerError> {
+        if places.is_empty() {
+            return Ok(Vec::new());
         }
         let mut cmd = redis::cmd("HMGET");
         cmd.arg(self.0.keys.outlines());
         for place in places {
             cmd.arg(&place.job.bytes());
         }
-        let Value::Array(outlines) = self.0.connection.command(&cmd).await? else {
-            return Err(broken("outlines are no array"));
-        };
-        let mut wanted = Vec::new();
-        for (place, outline) in places.iter().zip(outlines) {
-            let lacks_outline = matches!(outline, Value::Nil);
-            let takes = match &outline {
-                Value::BulkString(bytes) => {
-                    sieve.takes(place.job, std::str::from_utf8(bytes).map_err(broken)?)
-                }
-                _ => true,
-            };
-            wanted.extend(takes.then_some(Wanted {
-                place: *place,
-                lacks_outline,
-            }));
-        }
-        Ok(wanted)
+        redis::from_redis_value(self.0.connection.command(&cmd).await?).map_err(broken)
     }
 
     /// Those of these jobs that are completed, or are not.
@@ -324,7 +386,7 @@ impl Store {
     ) -> Result<(), LedgerError> {
         let mut pipeline = redis::pipe();
         let (command, outline) = match outlined {
-            Outlined::New(outline) => ("HSET", outline),
+            Outlined::New(outline) | Outlined::Entered(outline) => ("HSET", outline),
             Outlined::Known(outline) => ("HSETNX", outline),
             Outlined::Unknown => ("", ""),
         };
@@ -347,13 +409,112 @@ impl Store {
             .arg(self.0.keys.open_jobs())
             .arg(at_ms)
             .arg(job.to_string());
-        self.0.connection.pipeline(&pipeline).await?;
+        let replies = self.0.connection.pipeline(&pipeline).await?;
+        if let Outlined::New(_) = outlined {
+            // A job of this key was forgotten, perhaps one with another outline.
+            if replies.first() == Some(&Value::Int(0)) {
+                self.remove_packs_with(job).await?;
+            }
+            self.note_listed().await;
+        }
         Ok(())
     }
 }
 
+/// Goes through the jobs, newest first.
+struct Walk<'a> {
+    sieve: Sieve<'a>,
+    /// The places of the open jobs, if only these are looked at.
+    open: Option<Vec<JobPlace>>,
+    /// The packs, once they are read.
+    packs: Option<Vec<Pack>>,
+    /// All places down to here are looked at.
+    after: Option<JobPlace>,
+    since_ms: u64,
+    /// Places that the next step takes from the list.
+    at_once: usize,
+    ended: bool,
+}
+
+/// What one step of a walk found.
+struct Step {
+    wanted: Vec<Wanted>,
+    /// The last place that was looked at.
+    last: Option<JobPlace>,
+    cost: usize,
+}
+
+impl<'a> Walk<'a> {
+    fn new(query: &'a JobQuery, open: Option<Vec<JobPlace>>) -> Self {
+        let filter = &query.filter;
+        let until = filter.until_ms.map(before);
+        Self {
+            sieve: Sieve::new(filter),
+            open,
+            packs: None,
+            after: query.after.into_iter().chain(until).min(),
+            since_ms: filter.since_ms.unwrap_or(0),
+            at_once: RECORDS_AT_ONCE,
+            ended: false,
+        }
+    }
+
+    /// The time of the newest jobs that are not looked at.
+    fn newest_ms(&self) -> u64 {
+        match self.after {
+            Some(after) if after == before(after.at_ms) => after.at_ms.saturating_sub(1),
+            Some(after) => after.at_ms,
+            None => u64::MAX,
+        }
+    }
+
+    /// All jobs at and after this time are looked at.
+    fn go_below(&mut self, at_ms: u64) {
+        self.after = Some(before(at_ms));
+        self.ended = at_ms <= self.since_ms;
+    }
+
+    fn step_over_pack(&mut self, pack: &Pack, jobs: &PackedJobs<'_>) -> Step {
+        let mut wanted = Vec::new();
+        let sieve = &mut self.sieve;
+        let outlines = jobs.outlines().iter();
+        let taken: Vec<_> = outlines.map(|it| sieve.takes_outline(it)).collect();
+        for (place, outline) in jobs.taken(&taken) {
+            let is_left = self.after.is_none_or(|after| place < after);
+            if is_left && place.at_ms >= self.since_ms {
+                wanted.extend(Wanted::of(sieve, place, outline));
+            }
+        }
+        self.go_below(pack.from_ms);
+        Step {
+            last: None,
+            cost: jobs.count().div_ceil(PACKED),
+            wanted,
+        }
+    }
+}
+
+/// The place before all jobs of this time; in a list with the newest first, these come before it.
+fn before(at_ms: u64) -> JobPlace {
+    JobPlace {
+        at_ms,
+        job: JobId::from_bytes([0; 12]),
+    }
+}
+
 /// A job that may match.
+#[derive(Clone, Copy)]
 struct Wanted {
     place: JobPlace,
     lacks_outline: bool,
+}
+
+impl Wanted {
+    fn of(sieve: &mut Sieve<'_>, place: JobPlace, outline: Option<&str>) -> Option<Self> {
+        let takes = outline.is_none_or(|outline| sieve.takes(place.job, outline));
+        takes.then_some(Self {
+            place,
+            lacks_outline: outline.is_none(),
+        })
+    }
 }

@@ -12,7 +12,7 @@
 --          26 the version of a list that was fetched, as JSON or ''
 --          27 if the job keeps ids, what a recall needs to know, as JSON; else ''
 -- Returns  {'conflict'}, {'settled'}, {'again', buckets, version, cut} or
---          {'expand', buckets, version, cut, 1 if this is the first submission};
+--          {'expand', buckets, version, cut, 1 if this is the first submission, 2 if it was entered};
 --          the version of the stored message that the job started with, 0 if there is none; the
 --          recipients per slice with which the submission was accepted, 0 if that was not recorded
 -- Atomic   because two producers may submit the same job at once: one decides the shape, and a
@@ -153,4 +153,4 @@ hold()
 if submission then
   return { 'again', buckets, template, ARGV[18] }
 end
-return { 'expand', buckets, template, ARGV[18], first and 1 or 0 }
+return { 'expand', buckets, template, ARGV[18], first and (digest and 2 or 1) or 0 }
