@@ -7,6 +7,7 @@ use clap::Parser as _;
 use fanwise::allocator;
 use fanwise::cli::Cli;
 use fanwise::domain::printable::printable;
+use fanwise::error::chain;
 use fanwise::exit::Exit;
 
 #[allow(
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
         Err(failure) => {
             if failure.exit != Exit::Ok {
                 // The error may contain text of a backend or a producer.
-                eprintln!("fanwise: {}", printable(&format!("{:#}", failure.error)));
+                eprintln!("fanwise: {}", printable(&chain(&*failure.error)));
             }
             failure.exit.into()
         }

@@ -1,13 +1,17 @@
-//! Declares the topology on a broker, checks it, counts its messages, deletes it.
+//! Declares the topology on a broker, checks it, counts its messages, deletes it. Asks whether the
+//! broker takes messages.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fanwise_net::amqp::{AmqpError, Dial, Link};
-use lapin::Channel;
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
+    QueueDeclareOptions,
+};
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{BasicProperties, Channel};
 use serde::Serialize;
 use tokio::time::sleep;
 use tracing::info;
@@ -91,6 +95,40 @@ pub(super) async fn check(
             .map_err(|error| error.explain(&AMQPSoftError::NOTFOUND, MISSING))?;
     }
     close_channel(dial, &channel).await
+}
+
+/// A routing key that no queue is bound with.
+const NOWHERE: &str = "doctor";
+
+/// Whether the broker confirms messages. They lead to no queue, so the broker drops them.
+pub(super) async fn takes_messages(
+    dial: &Dial,
+    connection: &Link,
+    exchange: &str,
+    patience: Duration,
+) -> Result<bool, AmqpError> {
+    let channel = open_channel(dial, connection).await?;
+    let what = || "take a message".to_owned();
+    let confirmed = channel.confirm_select(ConfirmSelectOptions::default());
+    dial.ask(what(), confirmed).await?;
+    let (exchange, key) = (dial.name(exchange)?, dial.name(NOWHERE)?);
+    // The broker ceases to read from a publisher after its first message.
+    let published = async {
+        for _ in 0..2 {
+            let (exchange, key) = (exchange.clone(), key.clone());
+            let options = BasicPublishOptions::default();
+            channel
+                .basic_publish(exchange, key, options, &[], BasicProperties::default())
+                .await?
+                .await?;
+        }
+        lapin::Result::Ok(())
+    };
+    match dial.ask_within(what(), patience, published).await {
+        Ok(()) => Ok(true),
+        Err(AmqpError::Slow { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// How full a queue is; `None` when it does not exist.

@@ -171,6 +171,19 @@ impl Rabbit {
         Ok(depths)
     }
 
+    /// Whether the broker takes messages. While it is short of memory or disk, it answers everything
+    /// else.
+    pub async fn takes_messages(&self, patience: Duration) -> Result<bool, BrokerError> {
+        let connection = self.dial.open("doctor").await?;
+        let jobs = Names::new(&self.settings.namespace).exchange("jobs");
+        let takes = declare::takes_messages(&self.dial, &connection, &jobs, patience).await?;
+        // A broker that takes nothing does not read an orderly close either.
+        if takes {
+            self.dial.close(&connection).await;
+        }
+        Ok(takes)
+    }
+
     /// Deletes the whole topology with every message in it.
     pub async fn delete_all(&self) -> Result<(), BrokerError> {
         let connection = self.dial.open("delete").await?;

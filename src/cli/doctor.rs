@@ -17,7 +17,7 @@ use crate::http::client::{Client, ClientSettings};
 use crate::im::TargetSettings;
 use crate::runtime::{Keyring, identify};
 
-/// Longest wait for a target's answer.
+/// Longest wait for the answer of a target, and for the broker to take a message.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Args)]
@@ -123,7 +123,7 @@ pub(super) async fn run(args: DoctorArgs, file: Option<PathBuf>) -> Result<Exit,
 async fn look_at_broker(config: &Config, report: &mut Report) {
     let broker = match app::broker(config) {
         Ok(broker) => broker,
-        Err(failure) => return report.add(Verdict::Fail, "broker", format!("{:#}", failure.error)),
+        Err(failure) => return report.add(Verdict::Fail, "broker", chain(&*failure.error)),
     };
     let depths = match broker.depths().await {
         Ok(depths) => depths,
@@ -143,6 +143,17 @@ async fn look_at_broker(config: &Config, report: &mut Report) {
         report.add(Verdict::Fail, "topology", what);
     } else {
         report.add(Verdict::Ok, "topology", format!("{} queues", depths.len()));
+        match broker.takes_messages(PATIENCE).await {
+            Ok(true) => {}
+            Ok(false) => report.add(
+                Verdict::Fail,
+                "broker",
+                "takes no messages: it is short of memory or disk; `rabbitmqctl status` names its \
+                 alarms",
+            ),
+            // Whoever looks may not be permitted to publish.
+            Err(error) => report.add(Verdict::Warn, "broker", chain(&error)),
+        }
     }
     let counts = |part: &str| {
         let of = depths.iter().filter(|depth| depth.queue.contains(part));
@@ -169,7 +180,7 @@ async fn look_at_broker(config: &Config, report: &mut Report) {
 async fn look_at_ledger(config: &Config, report: &mut Report) {
     let store = match app::ledger(config) {
         Ok(store) => store,
-        Err(failure) => return report.add(Verdict::Fail, "ledger", format!("{:#}", failure.error)),
+        Err(failure) => return report.add(Verdict::Fail, "ledger", chain(&*failure.error)),
     };
     match store.check().await {
         Err(error) => report.add(Verdict::Fail, "ledger", chain(&error)),

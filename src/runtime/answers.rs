@@ -107,9 +107,8 @@ impl<S: Store, T> Context<S, T> {
                 target.name = target.name,
                 code = park.code,
                 "a configuration fault: the job is parked for {} s, none of its recipients is \
-                 dead-lettered, and other jobs go on: {}",
+                 dead-lettered, and other jobs go on: {park}",
                 target.config_fault_pause.as_secs(),
-                park.text
             );
         }
         met

@@ -262,6 +262,7 @@ def broker_blocked(world):
     # An alarm reaches only those who publish.
     check(world.post("blocked")[0] == 503, "the gateway accepts a job that cannot be stored")
     entry = Entry(world, "BrokerBlocked")
+    entry.run("Cause", "fanwise doctor", r"^FAIL +broker +takes no messages", code=69)
     entry.run("Cause", "rabbitmqctl status", r"^Memory alarm on node")
     entry.run("Cause", "fanwise topology show", r"^fanwise\.jobs\.normal\.v1 +0 +2")
     entry.says("Do", "Free disk or memory on the broker's nodes, or raise its limits.")

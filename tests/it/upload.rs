@@ -976,8 +976,21 @@ mod restart {
             "{blocked:?}"
         );
         gateway.until_ready(false).await;
+        let doctor = world.run(&["doctor"]).await;
+        assert_eq!(doctor.code, Some(69), "{}", doctor.stdout);
+        assert!(
+            doctor.stdout.contains("takes no messages"),
+            "{}",
+            doctor.stdout
+        );
         broker.ctl(&["set_vm_memory_high_watermark", "0.4"]).await;
         gateway.until_ready(true).await;
+        let doctor = world.run(&["doctor"]).await;
+        assert!(
+            !doctor.stdout.contains("takes no messages"),
+            "{}",
+            doctor.stdout
+        );
         let after = post(
             gateway.port,
             &[JSON],
