@@ -25,10 +25,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::consumer::{REASON, REJECTED_AT, SOURCE};
 use super::declare::{MISSING, open_channel, passive_declare};
-use super::follow::tell_edit;
+use super::edits::{EDIT, Notes};
 use super::moved::Moved;
 use super::topology::Names;
-use crate::error::chain;
 use crate::ports::{EditSummary, RetainedEdit, RetainedMessage, RetainedQueue};
 
 /// Messages of a page, whose bodies are in memory at once.
@@ -44,9 +43,9 @@ const TURN_LOOK: Duration = Duration::from_millis(100);
 /// How long to wait until the queue counts the returned messages again.
 const RETURN_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Headers that are not the message's own: how often it was read, and the routing key, which is
-/// shown elsewhere.
-const NOT_ITS_OWN: [&str; 3] = ["x-delivery-count", "x-acquired-count", ROUTING_KEY];
+/// Headers that are not the message's own: how often it was read, the routing key, which is shown
+/// elsewhere, and what a note says.
+const NOT_ITS_OWN: [&str; 4] = ["x-delivery-count", "x-acquired-count", ROUTING_KEY, EDIT];
 
 pub(super) fn queue_of(retained: RetainedQueue, names: &Names) -> String {
     match retained {
@@ -63,7 +62,7 @@ pub(super) async fn read(
 ) -> Result<u64, AmqpError> {
     let mut reader = QueueReader::open(dial, queue).await?;
     let shown = reader.pages(visit).await?;
-    reader.close(0).await?;
+    reader.close().await?;
     Ok(shown)
 }
 
@@ -79,9 +78,7 @@ pub(super) async fn edit(
     mut decide: impl FnMut(RetainedMessage) -> RetainedEdit,
 ) -> Result<EditSummary, AmqpError> {
     let reader = QueueReader::open(dial, queue).await?;
-    if let Err(error) = tell_edit(dial, &reader.connection, &names.edits(), queue).await {
-        tracing::debug!(error = %chain(&error), "nobody learns at once that queue {queue} is edited");
-    }
+    let mut notes = Notes::new(dial, &names.edits(), queue)?;
     let mut summary = EditSummary::default();
     // Replaced messages go to the end of the queue, after those counted here.
     for _ in 0..reader.ready {
@@ -92,19 +89,34 @@ pub(super) async fn edit(
         let acker = delivery.acker.clone();
         let key = original_key(&delivery);
         let properties = delivery.properties.clone();
-        match decide(kept_message(delivery)) {
+        let message = kept_message(delivery);
+        let old = message.body.clone();
+        let new = match decide(message) {
             RetainedEdit::Keep => continue,
             RetainedEdit::Stop => break,
-            RetainedEdit::Remove => summary.removed += 1,
-            RetainedEdit::Replace(body) => {
-                reader.put(&body, properties, key).await?;
-                summary.replaced += 1;
-            }
+            RetainedEdit::Remove => None,
+            RetainedEdit::Replace(body) => Some(body),
+        };
+        let properties = with_key(properties, key);
+        notes.begin(&reader.connection).await;
+        if let Some(body) = &new {
+            reader.put(body, properties.clone()).await?;
         }
         let acked = acker.ack(BasicAckOptions::default());
         dial.ask("remove a message".to_owned(), acked).await?;
+        notes.gone(&old).await;
+        match new {
+            Some(body) => {
+                notes.kept(&body, properties).await;
+                summary.replaced += 1;
+            }
+            None => summary.removed += 1,
+        }
     }
-    reader.close(summary.removed).await?;
+    reader.give_back(summary.removed).await?;
+    // The lock is still held.
+    notes.end().await;
+    dial.close(&reader.connection).await;
     Ok(summary)
 }
 
@@ -134,10 +146,15 @@ async fn try_lock(dial: &Dial, connection: &Link, queue: &str) -> Result<Channel
         exclusive: true,
         ..QueueDeclareOptions::default()
     };
-    let name = dial.name(&format!("{queue}.reader"))?;
+    let name = dial.name(&lock_of(queue))?;
     let locked = channel.queue_declare(name, options, FieldTable::default());
     dial.ask(format!("read queue `{queue}`"), locked).await?;
     Ok(channel)
+}
+
+/// The queue that is the lock of a queue.
+pub(super) fn lock_of(queue: &str) -> String {
+    format!("{queue}.reader")
 }
 
 /// Reads one queue; its messages are held unacked meanwhile.
@@ -256,19 +273,8 @@ impl<'a> QueueReader<'a> {
     }
 
     /// Puts a message into the queue; it is durable on return.
-    async fn put(
-        &self,
-        body: &[u8],
-        properties: BasicProperties,
-        routing_key: String,
-    ) -> Result<(), AmqpError> {
-        let mut headers = properties.headers().clone().unwrap_or_default();
-        headers.insert(
-            ROUTING_KEY.into(),
-            AMQPValue::LongString(routing_key.into()),
-        );
+    async fn put(&self, body: &[u8], properties: BasicProperties) -> Result<(), AmqpError> {
         let (exchange, queue) = (ShortString::default(), self.dial.name(self.queue)?);
-        let properties = properties.with_headers(headers);
         let what = || format!("put a message into queue `{}`", self.queue);
         let taken = self.publish(what(), exchange, queue, body, properties);
         match taken.await? {
@@ -312,8 +318,15 @@ impl<'a> QueueReader<'a> {
         Ok(())
     }
 
+    /// Returns all messages. The lock is deleted with its connection.
+    async fn close(self) -> Result<(), AmqpError> {
+        self.give_back(0).await?;
+        self.dial.close(&self.connection).await;
+        Ok(())
+    }
+
     /// Returns all messages, and waits until the next reader, or a count, finds them.
-    async fn close(self, removed: u64) -> Result<(), AmqpError> {
+    async fn give_back(&self, removed: u64) -> Result<(), AmqpError> {
         let closed = self.channel.close(200, ShortString::default());
         self.dial
             .ask("requeue the messages".to_owned(), closed)
@@ -326,10 +339,18 @@ impl<'a> QueueReader<'a> {
             }
             sleep(Duration::from_millis(20)).await;
         }
-        // The lock is deleted with its connection.
-        self.dial.close(&self.connection).await;
         Ok(())
     }
+}
+
+/// The properties of a message that replaces another, with its routing key.
+fn with_key(properties: BasicProperties, routing_key: String) -> BasicProperties {
+    let mut headers = properties.headers().clone().unwrap_or_default();
+    headers.insert(
+        ROUTING_KEY.into(),
+        AMQPValue::LongString(routing_key.into()),
+    );
+    properties.with_headers(headers)
 }
 
 /// The routing key under which a message was first published.

@@ -2,13 +2,14 @@
 //!
 //! A queue of its own gets a copy of every message that is published from now on, then the retained
 //! queue is read. A mark, published into the own queue, tells when all earlier copies have arrived:
-//! the broker confirms a message when every queue has it. An editor of the retained queue says so
-//! through the exchange of edits, before the first change.
+//! the broker confirms a message when every queue has it. An editor of the retained queue says what
+//! it does through the exchange of edits ([`super::edits`]). Whoever does not say all of it, since it
+//! was killed or is of an earlier version, has the queue read again.
 //!
 //! The own queue lives as long as its connection. It would make a publish count as routed although
 //! the retained queue is gone, so a follower that misses the retained queue ends. Length limits and
-//! expiry that an operator sets by policy drop messages without a word; then the broker counts fewer
-//! messages than there must be.
+//! expiry that an operator sets by policy drop messages without a word, and what a killed reader held
+//! comes back after the next one has counted. Both show in the number of messages.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -16,18 +17,19 @@ use std::time::Duration;
 use fanwise_net::amqp::{AmqpError, Dial, Link};
 use futures_util::StreamExt as _;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
-    ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, QueueBindOptions,
+    QueueDeclareOptions,
 };
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
 use tokio::time::{Instant, timeout};
 
-use super::admin::{self, kept_message, queue_of};
-use super::declare::{MISSING, close_channel, open_channel, passive_declare};
+use super::admin::{self, kept_message, lock_of, queue_of};
+use super::declare::{Counts, MISSING, open_channel, passive_declare};
+use super::edits::Note;
 use super::topology::Names;
-use crate::ports::{BrokerError, Followed, Follower, RetainedMessage, RetainedQueue};
+use crate::ports::{BrokerError, Followed, Follower, RetainedQueue, Shown};
 
 /// Copies that the broker hands out ahead of their acks.
 const PREFETCH: u16 = 200;
@@ -35,8 +37,8 @@ const PREFETCH: u16 = 200;
 /// How long a mark may take, behind copies that go on arriving.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
-/// Messages are gone if too few are counted for this long, while nobody reads them.
-const FEWER_FOR: Duration = Duration::from_secs(5);
+/// A count that does not fit must stay so for this long, while nobody reads the queue.
+const OFF_FOR: Duration = Duration::from_secs(5);
 
 /// Follows one retained queue of RabbitMQ.
 pub struct RabbitFollower {
@@ -51,10 +53,12 @@ pub struct RabbitFollower {
     channel: Channel,
     copies: lapin::Consumer,
     marks: u64,
-    /// Messages that the retained queue must have, once it was read.
-    least: Option<u64>,
-    /// Since when it counts fewer.
-    fewer: Option<Instant>,
+    /// An edit has begun, and has not said that it is at its end.
+    editing: bool,
+    /// How many messages the retained queue has at least and at most, once it was read.
+    bounds: Option<(u64, u64)>,
+    /// Since when the broker counts other ones.
+    off: Option<Instant>,
 }
 
 impl RabbitFollower {
@@ -113,8 +117,9 @@ impl RabbitFollower {
             channel,
             copies,
             marks: 0,
-            least: None,
-            fewer: None,
+            editing: false,
+            bounds: None,
+            off: None,
         })
     }
 
@@ -133,13 +138,13 @@ impl RabbitFollower {
         self.dial.ask(what, published).await.map(drop)
     }
 
-    /// Shows the copies before the last mark. Returns their number, or nothing if the queue is
-    /// edited.
+    /// Shows the copies and the edits before the last mark.
     async fn copies(
         &mut self,
-        visit: &mut impl FnMut(RetainedMessage) -> ControlFlow<()>,
-    ) -> Result<Option<u64>, AmqpError> {
-        let mut shown = 0;
+        came: &mut Came,
+        visit: &mut impl FnMut(Shown) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, AmqpError> {
+        let mut taken = 0;
         loop {
             let Ok(item) = timeout(SILENCE_MAX, self.copies.next()).await else {
                 return Err(AmqpError::Slow {
@@ -152,60 +157,122 @@ impl RabbitFollower {
             let acker = copy.acker.clone();
             let is_mark = copy.exchange.as_str().is_empty();
             let is_last = is_mark && copy.data == self.marks.to_be_bytes();
-            let is_edit = copy.exchange == self.edits;
-            if is_edit {
-                return Ok(None);
-            }
-            if !is_mark {
-                shown += 1;
-                if visit(kept_message(copy)).is_break() {
-                    return Ok(Some(shown));
+            let shown = match copy.exchange == self.edits {
+                _ if is_mark => None,
+                false => Some(Shown::Kept(kept_message(copy))),
+                true => match Note::of(&copy.properties) {
+                    Some(Note::Begin) if !self.editing => {
+                        self.editing = true;
+                        None
+                    }
+                    Some(Note::Gone) => Some(Shown::Gone(copy.data.into())),
+                    Some(Note::Kept) => Some(Shown::Kept(kept_message(copy))),
+                    Some(Note::End) => {
+                        self.editing = false;
+                        None
+                    }
+                    // The edit before was broken off, or this one says nothing that we know.
+                    Some(Note::Begin) | None => return Ok(ControlFlow::Break(())),
+                },
+            };
+            taken += 1;
+            if let Some(shown) = shown {
+                came.count(&shown);
+                if visit(shown).is_break() {
+                    return Ok(ControlFlow::Continue(()));
                 }
             }
-            if is_last || shown % u64::from(PREFETCH / 2) == 0 {
+            if is_last || taken % u64::from(PREFETCH / 2) == 0 {
                 let acked = acker.ack(BasicAckOptions { multiple: true });
                 let what = format!("follow queue `{}`", self.queue);
                 self.dial.ask(what, acked).await?;
             }
             if is_last {
-                return Ok(Some(shown));
+                return Ok(ControlFlow::Continue(()));
             }
         }
     }
 
-    /// Whether the broker has dropped messages of the retained queue.
-    async fn has_fewer(&mut self, least: u64) -> Result<bool, AmqpError> {
-        let now = passive_declare(&self.dial, &self.channel, &self.queue).await?;
-        // A reader holds messages, which are not counted meanwhile.
-        if u64::from(now.ready) >= least || now.consumers > 0 {
-            self.fewer = None;
-            return Ok(false);
+    /// Whether somebody reads or edits the queue.
+    async fn is_locked(&self) -> Result<bool, AmqpError> {
+        let channel = open_channel(&self.dial, &self.connection).await?;
+        match passive_declare(&self.dial, &channel, &lock_of(&self.queue)).await {
+            Err(error) if error.is(&AMQPSoftError::RESOURCELOCKED) => Ok(true),
+            Err(error) if error.is(&AMQPSoftError::NOTFOUND) => Ok(false),
+            found => found.map(|_| true),
         }
-        let since = *self.fewer.get_or_insert_with(Instant::now);
-        Ok(since.elapsed() >= FEWER_FOR)
+    }
+
+    /// Whether the queue has other messages than were shown.
+    fn is_off(&mut self, counted: Counts, (least, most): (u64, u64)) -> bool {
+        let fits = (least..=most).contains(&u64::from(counted.ready));
+        // Readers and editors hold messages, which are not counted meanwhile.
+        if fits || counted.consumers > 0 || self.editing {
+            self.off = None;
+            return false;
+        }
+        self.off.get_or_insert_with(Instant::now).elapsed() >= OFF_FOR
     }
 
     async fn follow(
         &mut self,
-        visit: &mut impl FnMut(RetainedMessage) -> ControlFlow<()>,
+        visit: &mut impl FnMut(Shown) -> ControlFlow<()>,
     ) -> Result<Followed, AmqpError> {
-        let before = match self.least {
-            Some(least) => least,
-            None => admin::read(&self.dial, &self.queue, &mut *visit).await?,
+        let before = match self.bounds {
+            Some(bounds) => bounds,
+            None => {
+                let kept = |message| visit(Shown::Kept(message));
+                let read = admin::read(&self.dial, &self.queue, kept).await?;
+                (read, read)
+            }
         };
+        // What is counted now is shown before the next mark.
+        let counted = passive_declare(&self.dial, &self.channel, &self.queue).await?;
+        let mut came = Came::default();
         self.mark().await?;
-        let Some(shown) = self.copies(visit).await? else {
+        let mut goes_on = self.copies(&mut came, visit).await?;
+        if goes_on.is_continue() && self.editing && !self.is_locked().await? {
+            // What the editor said last has arrived.
+            self.mark().await?;
+            goes_on = self.copies(&mut came, visit).await?;
+            if self.editing {
+                return Ok(Followed::Edited);
+            }
+        }
+        if goes_on.is_break() {
             return Ok(Followed::Edited);
-        };
-        let least = match self.least {
-            Some(_) => before + shown,
-            // They may be among those that were read.
-            None => before,
-        };
-        self.least = Some(least);
-        match self.has_fewer(least).await? {
-            true => Ok(Followed::Fewer),
-            false => Ok(Followed::All),
+        }
+        let Came { kept, gone } = came;
+        let (least, most) = before;
+        // Some of them may have come or gone before the count.
+        let is_off = self.is_off(counted, (least.saturating_sub(gone), most + kept));
+        self.bounds = Some(match self.bounds {
+            Some(_) => (
+                (least + kept).saturating_sub(gone),
+                (most + kept).saturating_sub(gone),
+            ),
+            // Or even before the queue was read.
+            None => (least.saturating_sub(gone), most + kept),
+        });
+        Ok(match is_off {
+            true => Followed::Off,
+            false => Followed::All,
+        })
+    }
+}
+
+/// How many messages were shown.
+#[derive(Default)]
+struct Came {
+    kept: u64,
+    gone: u64,
+}
+
+impl Came {
+    fn count(&mut self, shown: &Shown) {
+        match shown {
+            Shown::Kept(_) => self.kept += 1,
+            Shown::Gone(_) => self.gone += 1,
         }
     }
 }
@@ -213,36 +280,17 @@ impl RabbitFollower {
 impl Follower for RabbitFollower {
     async fn catch_up(
         &mut self,
-        mut visit: impl FnMut(RetainedMessage) -> ControlFlow<()> + Send,
+        mut visit: impl FnMut(Shown) -> ControlFlow<()> + Send,
     ) -> Result<Followed, BrokerError> {
         Ok(self.follow(&mut visit).await?)
+    }
+
+    /// The broker holds what waits.
+    async fn much_waits(&self) {
+        std::future::pending().await
     }
 
     async fn end(self) {
         self.dial.close(&self.connection).await;
     }
-}
-
-/// Tells the followers of a queue that it is going to be edited. They find removed messages
-/// themselves, only later, so this may fail.
-pub(super) async fn tell_edit(
-    dial: &Dial,
-    connection: &Link,
-    edits: &str,
-    queue: &str,
-) -> Result<(), AmqpError> {
-    let channel = open_channel(dial, connection).await?;
-    let what = || format!("say that queue `{queue}` is edited");
-    let confirmed = channel.confirm_select(ConfirmSelectOptions::default());
-    dial.ask(what(), confirmed).await?;
-    let (exchange, key) = (dial.name(edits)?, dial.name(queue)?);
-    let published = async {
-        let options = BasicPublishOptions::default();
-        channel
-            .basic_publish(exchange, key, options, &[], BasicProperties::default())
-            .await?
-            .await
-    };
-    dial.ask(what(), published).await?;
-    close_channel(dial, &channel).await
 }

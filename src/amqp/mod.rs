@@ -5,6 +5,7 @@
 //! - `publisher`: group commit with confirms; it never reports an unroutable message as sent.
 //! - `consumer`: deliveries and how they end.
 //! - `admin`: reads and edits the retained queues.
+//! - `edits`: what an edit says to those who follow the queue.
 //! - `follow`: follows a retained queue, so that it is read as a whole only once.
 //! - `fault`: what an error of a connection means for the port.
 //! - `stray`: messages that left the retry ladder for a lane that does not exist.
@@ -24,6 +25,7 @@
 mod admin;
 mod consumer;
 mod declare;
+mod edits;
 mod fault;
 mod follow;
 mod moved;

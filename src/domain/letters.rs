@@ -210,6 +210,18 @@ impl LetterFilter {
         self.target.as_deref()
     }
 
+    pub fn recipient(&self) -> Option<&str> {
+        self.recipient.as_deref()
+    }
+
+    pub fn class(&self) -> Option<Class> {
+        self.class
+    }
+
+    pub fn code(&self) -> Option<&str> {
+        self.code.as_deref()
+    }
+
     pub fn takes_letter(&self, letter: &DeadLetter) -> bool {
         let is = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|it| it == is);
         let names = self.job.as_ref();
@@ -220,9 +232,18 @@ impl LetterFilter {
     }
 
     fn takes_time(&self, last_attempt_at: &str) -> bool {
-        let at = milliseconds(last_attempt_at);
-        self.since_ms.is_none_or(|since| at >= since)
-            && self.until_ms.is_none_or(|until| at < until)
+        self.takes_ms(milliseconds(last_attempt_at))
+    }
+
+    /// Whether a letter whose last attempt was then may match.
+    pub fn takes_ms(&self, at_ms: u64) -> bool {
+        self.takes_some_ms(at_ms, at_ms)
+    }
+
+    /// Whether a letter from between these times may match.
+    pub fn takes_some_ms(&self, first_ms: u64, last_ms: u64) -> bool {
+        self.since_ms.is_none_or(|since| last_ms >= since)
+            && self.until_ms.is_none_or(|until| first_ms < until)
     }
 
     /// Whether a row matches. The caller checks job, app and target.

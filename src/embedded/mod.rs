@@ -13,6 +13,7 @@
 //!   in memory, so that after a crash everything unacked is available again. `dispatch`: the one
 //!   thread that reads messages for consumers.
 //! - `backup`: a copy of everything, made while the engine works.
+//! - `edit_logs`: what edits of retained queues did, for those who follow the queues.
 //! - `broker`, `retained`, `ledger`, `claims`, `upkeep`, `pulse`, `limiter`, `directives`,
 //!   `templates`, `quotas`, `frequency_caps`, `nonces`: the ports. `sweep`: forgets jobs that completed long ago.
 //!
@@ -34,6 +35,7 @@ mod deliveries;
 mod directives;
 mod disk;
 mod dispatch;
+mod edit_logs;
 mod frequency_caps;
 mod ledger;
 mod limiter;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,11 +13,12 @@ use tokio::time::timeout;
 use super::broker::EmbeddedBroker;
 use super::deliveries::Place;
 use super::disk::StorageError;
+use super::edit_logs::{EditLog, EditLogs};
 use super::tables::{self, KEPT, Message, Rejected};
 use super::writer::WriteContext;
 use crate::ports::{
     BrokerError, EditSummary, Followed, Follower, Lost, RetainedEdit, RetainedMessage,
-    RetainedQueue, RetainedQueues,
+    RetainedQueue, RetainedQueues, Shown,
 };
 
 const DEAD: u8 = 0;
@@ -48,11 +49,11 @@ const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// One turn per retained queue: edits run one at a time, since each writes bodies that it has read
 /// before. Reading changes nothing and needs no turn.
 #[derive(Debug, Default)]
-pub(super) struct Turns([Mutex<()>; 2], [AtomicU64; 2]);
+pub(super) struct Turns([Mutex<()>; 2], [Arc<EditLogs>; 2]);
 
 impl Turns {
-    /// The number of beginnings and ends of edits.
-    fn edits(&self, retained: u8) -> &AtomicU64 {
+    /// Where edits tell what they do.
+    fn logs(&self, retained: u8) -> &Arc<EditLogs> {
         &self.1[usize::from(retained)]
     }
 
@@ -87,61 +88,55 @@ impl RetainedQueues for EmbeddedBroker {
             let advice = "another request is changing it, try again when that is done";
             return Err(refused(retained, advice.into()));
         };
-        let _edit = Edit::begin(self.0.0.turns.edits(number(retained)));
         walk(self, retained, decide).await
     }
 
     async fn follow(&self, retained: RetainedQueue) -> Result<EmbeddedFollower, BrokerError> {
-        let edits = self.0.0.turns.edits(number(retained));
         Ok(EmbeddedFollower {
             broker: self.clone(),
             retained,
             next: 0,
-            edits: edits.load(Ordering::SeqCst),
+            edits: self.0.0.turns.logs(number(retained)).follow(),
         })
     }
 }
 
-/// An edit under way. It is noted before the first change and after the last one.
-struct Edit<'a>(&'a AtomicU64);
-
-impl<'a> Edit<'a> {
-    fn begin(edits: &'a AtomicU64) -> Self {
-        edits.fetch_add(1, Ordering::SeqCst);
-        Self(edits)
-    }
-}
-
-impl Drop for Edit<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-/// Follows one retained queue. Messages have rising numbers, so it reads on from the last one.
+/// Follows one retained queue. Messages have rising numbers, so it reads on from the last one, and
+/// edits have a log.
 pub struct EmbeddedFollower {
     broker: EmbeddedBroker,
     retained: RetainedQueue,
     next: u64,
-    edits: u64,
+    edits: Arc<EditLog>,
 }
 
 impl Follower for EmbeddedFollower {
     async fn catch_up(
         &mut self,
-        mut visit: impl FnMut(RetainedMessage) -> ControlFlow<()> + Send,
+        mut visit: impl FnMut(Shown) -> ControlFlow<()> + Send,
     ) -> Result<Followed, BrokerError> {
-        let keep = |message| match visit(message) {
+        // An edit is in the log before it is in the file. So the log is taken first and shown last:
+        // what the walk still finds in the file goes again.
+        let edits = self.edits.take();
+        let keep = |message| match visit(Shown::Kept(message)) {
             ControlFlow::Continue(()) => RetainedEdit::Keep,
             ControlFlow::Break(()) => RetainedEdit::Stop,
         };
         let walked = walk_from(&self.broker, self.retained, self.next, keep).await?;
         self.next = walked.end;
-        let edits = self.broker.0.0.turns.edits(number(self.retained));
-        Ok(match edits.load(Ordering::SeqCst) == self.edits {
-            true => Followed::All,
-            false => Followed::Edited,
-        })
+        let Some(edits) = edits else {
+            return Ok(Followed::Edited);
+        };
+        for edit in edits {
+            if visit(edit).is_break() {
+                break;
+            }
+        }
+        Ok(Followed::All)
+    }
+
+    async fn much_waits(&self) {
+        self.edits.much_waits().await;
     }
 
     async fn end(self) {}
@@ -228,8 +223,14 @@ async fn walk_from(
         if !changes.is_empty() {
             let bodies = changes.iter().flat_map(|it| &it.body);
             let bytes = bodies.map(Bytes::len).sum();
-            let change = move |work: &mut WriteContext<'_>| change(work, number, &changes);
-            inner.write(bytes, change).await.map_err(failed)?;
+            let logs = Arc::clone(inner.turns.logs(number));
+            let change = move |work: &mut WriteContext<'_>| change(work, number, &changes, &logs);
+            let changed = inner.write(bytes, change).await;
+            changed.map_err(|error| {
+                // The log may say what has not come about.
+                inner.turns.logs(number).lose();
+                failed(error)
+            })?;
         }
         if stopped {
             break;
@@ -336,6 +337,7 @@ fn change(
     work: &mut WriteContext<'_>,
     retained: u8,
     changes: &[Change],
+    logs: &EditLogs,
 ) -> Result<(), StorageError> {
     let kept = work.tables.kept.open()?;
     let mut removed = 0;
@@ -354,10 +356,13 @@ fn change(
             None => {
                 kept.remove((retained, change.seq))?;
                 removed += 1;
+                logs.add(&change.seen, None);
             }
             Some(body) => {
                 let row = Message::write(message.published_ms, &message.with()?, body);
                 kept.insert((retained, change.seq), row.as_slice())?;
+                let new = self::kept(&Message::decode(&row)?)?;
+                logs.add(&change.seen, Some(&new));
             }
         }
     }

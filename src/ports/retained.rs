@@ -50,28 +50,42 @@ pub struct EditSummary {
     pub replaced: u64,
 }
 
+/// What a follower shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// A message that is in the queue.
+    Kept(RetainedMessage),
+    /// A message with this body was removed or replaced.
+    Gone(Bytes),
+}
+
 /// What a follower knows after it has caught up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Followed {
-    /// It has shown every message that is in the queue.
+    /// It has shown every message that is in the queue, and every one that an edit has removed.
     All,
-    /// Messages are being removed or replaced, or have been. What it has shown is no longer true:
-    /// drop it, and follow anew.
+    /// An edit was not followed to its end. What was shown is no longer true: drop it, and follow
+    /// anew.
     Edited,
-    /// Messages are gone that nobody removed through this port: the broker dropped them.
-    Fewer,
+    /// The queue has other messages than were shown: the broker dropped some, or had not given all
+    /// back that an earlier reader held.
+    Off,
 }
 
 /// Follows a retained queue.
 pub trait Follower: Send + 'static {
     /// Shows the messages that it has not shown, the first time all of them. It may show a message
-    /// twice. Every message is shown whose publish was confirmed before this call.
+    /// twice. Every message is shown whose publish was confirmed before this call, and every change
+    /// of an edit that has returned before it: the old body as gone, a new one as kept.
     ///
     /// A follower whose `visit` broke off, or that returned an error, is of no further use.
     fn catch_up(
         &mut self,
-        visit: impl FnMut(RetainedMessage) -> ControlFlow<()> + Send,
+        visit: impl FnMut(Shown) -> ControlFlow<()> + Send,
     ) -> impl Future<Output = Result<Followed, BrokerError>> + Send;
+
+    /// Returns when so much waits to be shown that the engine cannot hold it for long, or never.
+    fn much_waits(&self) -> impl Future<Output = ()> + Send;
 
     /// Gives back what the engine holds for it.
     fn end(self) -> impl Future<Output = ()> + Send;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use fanwise::amqp::{Queue, Rabbit, RabbitSession, Settings};
+use fanwise::amqp::{Queue, Rabbit, RabbitFollower, RabbitSession, Settings};
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::ports::{
     Broker, BrokerError, Consumer, Delivery, Followed, Follower, Lost, Outgoing, PublishError,
@@ -19,7 +19,7 @@ use fanwise::ports::{
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -331,9 +331,9 @@ async fn a_full_queue_refuses_only_what_is_meant_for_it() {
 }
 
 /// A follower notices letters that went away without an edit, for instance because an operator purged
-/// the queue.
+/// the queue, and letters that came past it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follower_notices_what_the_broker_dropped() {
+async fn a_follower_notices_what_came_and_went_by_itself() {
     let Some(rabbit) = rabbit() else { return };
     let session = rabbit.connect().await.unwrap();
     let dead = |body: String| {
@@ -359,10 +359,91 @@ async fn a_follower_notices_what_the_broker_dropped() {
     assert_eq!(purged.await.unwrap(), 20);
     until("what is gone to be noticed", PATIENCE, async || {
         let followed = follower.catch_up(|_| ControlFlow::Continue(())).await;
-        (followed.unwrap() == Followed::Fewer).then_some(())
+        (followed.unwrap() == Followed::Off).then_some(())
     })
     .await;
     assert_eq!(shown, 20);
+    follower.end().await;
+    // The same for messages of which there was no copy.
+    let mut follower = rabbit.follow(RetainedQueue::Dead).await.unwrap();
+    let followed = follower.catch_up(|_| ControlFlow::Continue(())).await;
+    assert_eq!(followed.unwrap(), Followed::All);
+    let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+    let key = queue.name.as_str().into();
+    let published = channel.basic_publish("".into(), key, options, b"21", properties);
+    published.await.unwrap();
+    until("what came to be noticed", PATIENCE, async || {
+        let followed = follower.catch_up(|_| ControlFlow::Continue(())).await;
+        (followed.unwrap() == Followed::Off).then_some(())
+    })
+    .await;
+    follower.end().await;
+    session.close().await;
+    rabbit.delete_all().await.unwrap();
+}
+
+/// An edit that ends half-way, and one of a version that does not say what it changes, have the queue
+/// read again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_notices_edits_that_it_cannot_follow() {
+    let Some(rabbit) = rabbit() else { return };
+    let session = rabbit.connect().await.unwrap();
+    let letters: Vec<_> = (0..10)
+        .map(|it| {
+            let (app, target) = ("shop".to_owned(), "wk".to_owned());
+            outgoing(Route::Dead { app, target }, &it.to_string())
+        })
+        .collect();
+    session.publisher().publish(letters).await.unwrap();
+    let followed = async |follower: &mut RabbitFollower| {
+        let followed = follower.catch_up(|_| ControlFlow::Continue(())).await;
+        followed.unwrap()
+    };
+    let mut follower = rabbit.follow(RetainedQueue::Dead).await.unwrap();
+    assert_eq!(followed(&mut follower).await, Followed::All);
+    // The edit is dropped after its fifth decision.
+    let (half_way, reached) = oneshot::channel();
+    let (mut half_way, mut decided) = (Some(half_way), 0);
+    let decide = |_| {
+        decided += 1;
+        if decided == 5 {
+            half_way.take().unwrap().send(()).unwrap();
+        }
+        RetainedEdit::Remove
+    };
+    tokio::select! {
+        biased;
+        _ = reached => {}
+        edited = rabbit.edit(RetainedQueue::Dead, decide) => panic!("not half-way: {edited:?}"),
+    }
+    until("the edit to be missed", PATIENCE, async || {
+        (followed(&mut follower).await == Followed::Edited).then_some(())
+    })
+    .await;
+    follower.end().await;
+
+    let mut follower = rabbit.follow(RetainedQueue::Dead).await.unwrap();
+    assert_eq!(followed(&mut follower).await, Followed::All);
+    let topology = rabbit.topology();
+    let named = |end: &str, names: Vec<&String>| {
+        let found = names.into_iter().find(|it| it.ends_with(end));
+        found.unwrap().as_str().into()
+    };
+    let exchange = named(
+        ".edits",
+        topology.exchanges.iter().map(|it| &it.name).collect(),
+    );
+    let queue = named(
+        ".dead.v1",
+        topology.queues.iter().map(|it| &it.name).collect(),
+    );
+    let channel = raw_connection().await.create_channel().await.unwrap();
+    let confirms = ConfirmSelectOptions::default();
+    channel.confirm_select(confirms).await.unwrap();
+    let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+    let published = channel.basic_publish(exchange, queue, options, &[], properties);
+    published.await.unwrap().await.unwrap();
+    assert_eq!(followed(&mut follower).await, Followed::Edited);
     follower.end().await;
     session.close().await;
     rabbit.delete_all().await.unwrap();

@@ -3,15 +3,21 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use fanwise::amqp::{Rabbit, Settings};
 use fanwise::domain::ids::JobId;
 use fanwise::ports::{
-    Broker as _, Outgoing, Publisher as _, RetainedQueue, RetainedQueues as _, Route, Session as _,
+    Broker as _, Outgoing, Publisher as _, RetainedEdit, RetainedMessage, RetainedQueue,
+    RetainedQueues as _, Route, Session as _,
 };
 use serde_json::{Value, json};
 
+use crate::support::wait::until;
 use crate::support::world::{Plan, http_get};
+
+/// How long a gateway may take to notice something.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The rows of all pages: job, and recipient.
 async fn listed(port: u16, limit: usize) -> Vec<(String, String)> {
@@ -150,6 +156,111 @@ async fn pages_do_not_read_the_queue() {
     assert!(first.starts_with("HTTP/1.1 200"), "{first}");
     drop(release);
     assert_eq!(reading.await.unwrap().unwrap(), 1);
+    session.close().await;
+    gateway.end().await;
+    world.end().await;
+}
+
+/// The recipient of a letter about one.
+fn recipient(message: &RetainedMessage) -> String {
+    let letter: Value = serde_json::from_slice(&message.body).unwrap();
+    let recipient = letter["recipients"][0]["recipient"].as_str();
+    recipient.unwrap().to_owned()
+}
+
+/// Pages follow an edit while it holds the queue. After one that ended half-way they show what it has
+/// left.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_follow_edits() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("dead-edits").await;
+    let rabbit = Rabbit::new(Settings {
+        namespace: world.name.clone(),
+        targets: vec!["im".to_owned()],
+        ..Settings::new(world.amqp.clone())
+    })
+    .unwrap();
+    let session = rabbit.connect().await.unwrap();
+    let names: Vec<_> = (0..400).map(|it| format!("user-{it:05}")).collect();
+    let letters = names.iter().map(|it| letter("many", it)).collect();
+    session.publisher().publish(letters).await.unwrap();
+    let gateway = world.gateway(&[]).await;
+    let port = gateway.port;
+    let shown = async || -> Vec<String> {
+        let rows = listed(port, 1000).await.into_iter();
+        rows.map(|(_, recipient)| recipient).collect()
+    };
+    assert_eq!(shown().await, names);
+
+    // Removes three letters of ten, and waits at the last one, whichever that is.
+    let (release, held) = mpsc::channel::<()>();
+    let (waits, is_at_last) = tokio::sync::oneshot::channel();
+    let (editor, count) = (rabbit.clone(), names.len());
+    let editing = tokio::spawn(async move {
+        let (mut waits, mut decided, mut gone) = (Some(waits), 0, BTreeSet::new());
+        let decide = move |message: RetainedMessage| {
+            decided += 1;
+            if decided == count {
+                waits.take().unwrap().send(gone.clone()).unwrap();
+                let _ = tokio::task::block_in_place(|| held.recv());
+            }
+            let name = recipient(&message);
+            match name.bytes().last() {
+                Some(b'0' | b'3' | b'6') => {
+                    gone.insert(name);
+                    RetainedEdit::Remove
+                }
+                _ => RetainedEdit::Keep,
+            }
+        };
+        editor.edit(RetainedQueue::Dead, decide).await
+    });
+    let gone = is_at_last.await.unwrap();
+    let left = names.iter().filter(|name| !gone.contains(*name));
+    let left: Vec<_> = left.cloned().collect();
+    until("all changes before the last", PATIENCE, async || {
+        (shown().await == left).then_some(())
+    })
+    .await;
+    assert!(!editing.is_finished());
+    drop(release);
+    editing.await.unwrap().unwrap();
+    let left = names.iter().filter(|name| !name.ends_with(['0', '3', '6']));
+    let left: Vec<_> = left.cloned().collect();
+    assert_eq!(shown().await, left);
+
+    // Ends half-way: its letters come back, but for those that it has removed.
+    let (half_way, reached) = tokio::sync::oneshot::channel();
+    let (mut half_way, mut decided) = (Some(half_way), 0);
+    let decide = |_| {
+        decided += 1;
+        if decided == 50 {
+            half_way.take().unwrap().send(()).unwrap();
+        }
+        RetainedEdit::Remove
+    };
+    tokio::select! {
+        biased;
+        _ = reached => {}
+        edited = rabbit.edit(RetainedQueue::Dead, decide) => panic!("not half-way: {edited:?}"),
+    }
+    // What it held comes back.
+    let there = until("the letters to come back", PATIENCE, async || {
+        let mut there = Vec::new();
+        let keep = |message: RetainedMessage| {
+            there.push(recipient(&message));
+            ControlFlow::Continue(())
+        };
+        rabbit.read(RetainedQueue::Dead, keep).await.ok()?;
+        there.sort();
+        (there.len() + 50 >= left.len()).then_some(there)
+    })
+    .await;
+    assert!(there.len() < left.len());
+    until("what the edit has left", PATIENCE, async || {
+        (shown().await == there).then_some(())
+    })
+    .await;
     session.close().await;
     gateway.end().await;
     world.end().await;

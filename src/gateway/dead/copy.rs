@@ -1,64 +1,51 @@
 //! A copy of all dead letters in files without a name, sorted by job and recipient, so that a page
 //! reads only its own rows.
 //!
-//! One file has the letters as they are. The other has a row for each recipient, in sorted runs; a
-//! page merges the runs, and the run in memory, from its first row on. Memory holds that run, and
-//! every 256th key of the others. Nothing of this is durable: the retained queue is the truth, and a
-//! copy that is lost or out of date is made again.
+//! One file has the letters as they are. The other has a row for each recipient, in sorted runs of
+//! blocks; a page merges the runs, and the run in memory, from its first row on. Memory holds that
+//! run, and for every 256 rows of the others the first key and a summary: a page skips the blocks
+//! that have nothing for its filter. A letter that is removed marks its rows in the file. Nothing of
+//! this is durable: the retained queue is the truth, and a copy that is lost or out of date is made
+//! again.
+
+mod run;
+mod sought;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, btree_set};
+use std::collections::{BTreeMap, BinaryHeap};
 use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+use self::run::{Place, Reader, Row, Run, Step, torn};
+use self::sought::{Facts, Hasher, Sought};
 use crate::domain::announce::DeadLetter;
 use crate::domain::letters::{DeadRow, Key, LetterFilter, Window, read_letter};
 use crate::service::dead_letters::put;
 
-/// Bytes of the keys of a run.
+/// Bytes of a run while it is in memory.
 const RUN_BYTES: usize = 4 * 1024 * 1024;
 
-/// Rows of a run from one known key to the next.
-const STRIDE: usize = 256;
+/// Most rows that a page looks at, however few of them match: about a tenth of a second.
+const LOOKED_AT_MAX: usize = 1_000_000;
 
-/// Bytes that are read of a run at a time.
-const READ_BYTES: usize = 16 * 1024;
-
-/// Most rows that a page looks at, however few of them match.
-const LOOKED_AT_MAX: usize = 20_000;
-
-/// A recipient of a letter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
-    /// Where its letter begins, and its length.
-    letter: u64,
-    length: u32,
-    /// Its number in the letter.
-    index: u32,
-}
-
-/// A row: a recipient of a job, and where its letter is.
-type Row = (Key, Place);
-
-/// Sorted rows in the file.
-struct Run {
-    /// Every [`STRIDE`]th key, and where its row begins in the file.
-    marks: Vec<(Key, u64)>,
-    end: u64,
-}
+/// Rows of which more than half may be gone before the copy is worth making anew.
+const GONE_MIN: u64 = 100_000;
 
 /// All dead letters of one moment. Takes further ones in any order.
 pub(super) struct Copy {
     letters: BufWriter<File>,
     letters_end: u64,
     rows: BufWriter<File>,
-    rows_end: u64,
     runs: Vec<Run>,
     /// Rows that are in no run of the file yet.
-    latest: BTreeSet<Row>,
+    latest: BTreeMap<(Key, Place), Facts>,
     latest_bytes: usize,
+    hasher: Hasher,
+    /// Rows that were added, and those of them that are gone.
+    added: u64,
+    gone: u64,
     looked_at_max: usize,
 }
 
@@ -68,10 +55,12 @@ impl Copy {
             letters: BufWriter::new(tempfile::tempfile_in(folder)?),
             letters_end: 0,
             rows: BufWriter::new(tempfile::tempfile_in(folder)?),
-            rows_end: 0,
             runs: Vec::new(),
-            latest: BTreeSet::new(),
+            latest: BTreeMap::new(),
             latest_bytes: 0,
+            hasher: Hasher::default(),
+            added: 0,
+            gone: 0,
             looked_at_max: LOOKED_AT_MAX,
         })
     }
@@ -83,15 +72,17 @@ impl Copy {
             return Ok(());
         };
         let length = u32::try_from(body.len()).map_err(io::Error::other)?;
-        for (index, dead) in letter.recipients.into_iter().enumerate() {
+        for (index, dead) in letter.recipients.iter().enumerate() {
             let place = Place {
                 letter: self.letters_end,
                 length,
                 index: u32::try_from(index).map_err(io::Error::other)?,
             };
             self.latest_bytes += letter.job.len() + dead.recipient.len() + size_of::<Row>();
-            self.latest
-                .insert(((letter.job.clone(), dead.recipient), place));
+            let key = (letter.job.clone(), dead.recipient.clone());
+            let facts = self.hasher.facts(&letter, dead);
+            self.latest.insert((key, place), facts);
+            self.added += 1;
         }
         self.letters.write_all(body)?;
         self.letters_end += u64::from(length);
@@ -102,20 +93,11 @@ impl Copy {
     }
 
     fn write_run(&mut self) -> io::Result<()> {
-        let mut marks = Vec::with_capacity(self.latest.len().div_ceil(STRIDE));
-        let mut row = Vec::new();
-        for (number, (key, place)) in std::mem::take(&mut self.latest).into_iter().enumerate() {
-            row.clear();
-            write_row(&mut row, &key, place)?;
-            self.rows.write_all(&row)?;
-            if number % STRIDE == 0 {
-                marks.push((key, self.rows_end));
-            }
-            self.rows_end += row.len() as u64;
-        }
+        let rows = std::mem::take(&mut self.latest).into_iter();
         self.latest_bytes = 0;
-        let end = self.rows_end;
-        self.runs.push(Run { marks, end });
+        let at = self.runs.last().map_or(0, Run::end);
+        let run = Run::write(&mut self.rows, at, rows, &self.hasher)?;
+        self.runs.push(run);
         Ok(())
     }
 
@@ -125,9 +107,70 @@ impl Copy {
         self.rows.flush()
     }
 
+    /// Takes out a letter with this body, as often as it is there.
+    pub(super) fn remove(&mut self, body: &[u8]) -> io::Result<()> {
+        let Some(letter) = read_letter(body) else {
+            return Ok(());
+        };
+        self.flush()?;
+        // Whether the letter that begins there is this one.
+        let mut compared = BTreeMap::new();
+        for (index, dead) in letter.recipients.into_iter().enumerate() {
+            let key = (letter.job.clone(), dead.recipient);
+            self.remove_row(&key, index, body, &mut compared)?;
+        }
+        Ok(())
+    }
+
+    fn remove_row(
+        &mut self,
+        key: &Key,
+        index: usize,
+        body: &[u8],
+        compared: &mut BTreeMap<u64, bool>,
+    ) -> io::Result<()> {
+        let letters = self.letters.get_ref();
+        let mut is_meant = |place: Place| -> io::Result<bool> {
+            if place.length as usize != body.len() || place.index as usize != index {
+                return Ok(false);
+            }
+            if let Some(known) = compared.get(&place.letter) {
+                return Ok(*known);
+            }
+            let is_same = read_body(letters, place)? == body;
+            compared.insert(place.letter, is_same);
+            Ok(is_same)
+        };
+        let mut going = Vec::new();
+        for (place, _) in latest_of(&self.latest, key) {
+            if is_meant(place)? {
+                going.push(place);
+            }
+        }
+        for place in going {
+            self.latest.remove(&(key.clone(), place));
+            self.gone += 1;
+        }
+        let (file, recipient) = (self.rows.get_ref(), self.hasher.text(&key.1));
+        for run in &mut self.runs {
+            for row in run.rows_of(file, key, recipient)? {
+                if is_meant(row.place)? {
+                    run.remove(file, &row)?;
+                    self.gone += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a new copy would be much smaller.
+    pub(super) fn is_mostly_gone(&self) -> bool {
+        self.gone > GONE_MIN && self.gone > self.added / 2
+    }
+
     /// The rows at or after a place, at most `most`, as [`crate::service::dead_letters::page`] has
-    /// them before it asks the ledger. A page ends early where it has looked at many rows that do
-    /// not match.
+    /// them before it asks the ledger. A page ends early where it has looked at very many rows that
+    /// do not match.
     pub(super) fn page(
         &self,
         wanted: &LetterFilter,
@@ -137,7 +180,7 @@ impl Copy {
     ) -> io::Result<Window<DeadRow>> {
         let first = from.clone().unwrap_or_default();
         let mut window = Window::new(from, most);
-        let mut looked_at = 0;
+        let sought = Sought::new(wanted, &self.hasher);
         let mut held = None;
         // A job can be meant by two ids; without one, all rows are looked at.
         let mut jobs: Vec<Option<&str>> = match wanted.job() {
@@ -146,34 +189,45 @@ impl Copy {
         };
         jobs.sort_unstable();
         jobs.dedup();
-        let mut before = None;
         for job in jobs {
             let start = (job.unwrap_or_default().to_owned(), String::new());
-            for row in self.rows_from(&first.clone().max(start))? {
-                let (key, place) = row?;
-                if job.is_some_and(|job| job != key.0) {
-                    break;
+            let start = first.clone().max(start);
+            let mut before = None;
+            for step in self.steps(&sought, &start, job)? {
+                let (key, step) = step?;
+                if step == Step::Paused {
+                    window.end_at(key);
+                    return Ok(window);
                 }
-                if looked_at >= self.looked_at_max && before.as_ref() != Some(&key) {
-                    window.end_at(key.clone());
+                if before.as_ref() == Some(&key) {
+                    continue;
                 }
                 if !window.takes(&key) {
                     return Ok(window);
                 }
-                looked_at += 1;
-                let letter = self.letter(place, &mut held)?;
-                let dead = letter.recipients.get(place.index as usize);
-                put(
-                    &mut window,
-                    letter,
-                    dead.ok_or_else(torn)?,
-                    wanted,
-                    with_content,
-                );
+                for place in self.letters_of(&key)? {
+                    let letter = self.letter(place, &mut held)?;
+                    let dead = letter.recipients.get(place.index as usize);
+                    let dead = dead.ok_or_else(torn)?;
+                    put(&mut window, letter, dead, wanted, with_content);
+                }
                 before = Some(key);
             }
         }
         Ok(window)
+    }
+
+    /// All letters about a recipient of a job, the latest last.
+    fn letters_of(&self, key: &Key) -> io::Result<Vec<Place>> {
+        let of_latest = latest_of(&self.latest, key);
+        let mut all: Vec<_> = of_latest.map(|(place, it)| (it.at_ms, place)).collect();
+        let (file, recipient) = (self.rows.get_ref(), self.hasher.text(&key.1));
+        for run in &self.runs {
+            let rows = run.rows_of(file, key, recipient)?.into_iter();
+            all.extend(rows.map(|row| (row.facts.at_ms, row.place)));
+        }
+        all.sort_unstable();
+        Ok(all.into_iter().map(|(_, place)| place).collect())
     }
 
     /// The letter of a row. Rows that follow each other are often of one letter.
@@ -186,278 +240,80 @@ impl Copy {
             .as_ref()
             .is_none_or(|(letter, _)| *letter != place.letter)
         {
-            let mut body = vec![0; place.length as usize];
-            self.letters
-                .get_ref()
-                .read_exact_at(&mut body, place.letter)?;
+            let body = read_body(self.letters.get_ref(), place)?;
             *held = Some((place.letter, read_letter(&body).ok_or_else(torn)?));
         }
         held.as_ref().map(|(_, letter)| letter).ok_or_else(torn)
     }
 
-    fn rows_from(&self, first: &Key) -> io::Result<Rows<'_>> {
-        let mut readers: Vec<_> = self
-            .runs
-            .iter()
-            .map(|run| Reader::at(self, run, first))
-            .collect();
+    /// The keys at or after this one, in order, with a row that the filter may take.
+    fn steps<'a>(
+        &'a self,
+        sought: &'a Sought<'_>,
+        from: &'a Key,
+        job: Option<&'a str>,
+    ) -> io::Result<Steps<'a>> {
+        let left = self.looked_at_max / (self.runs.len() + 1);
+        let mut sources: Vec<Source<'a>> = Vec::new();
+        for run in &self.runs {
+            let reader = Reader::new(self.rows.get_ref(), run, sought, (from, job), left);
+            sources.push(Box::new(reader));
+        }
+        let latest = self.latest.range((from.clone(), Place::default())..);
+        let latest = latest
+            .take_while(move |(((of, _), _), _)| job.is_none_or(|job| of == job))
+            .filter(|(((_, recipient), _), facts)| sought.takes(recipient.as_bytes(), facts))
+            .map(|((key, _), _)| Ok((key.clone(), Step::Found)));
+        sources.push(Box::new(latest));
         let mut next = BinaryHeap::new();
-        for (number, reader) in readers.iter_mut().enumerate() {
-            while let Some(row) = reader.next()? {
-                if row.0 >= *first {
-                    next.push(Reverse((row, number)));
-                    break;
-                }
+        for (number, source) in sources.iter_mut().enumerate() {
+            if let Some(step) = source.next() {
+                let (key, step) = step?;
+                next.push(Reverse((key, step, number)));
             }
         }
-        let mut latest = self.latest.range((first.clone(), Place::default())..);
-        if let Some(row) = latest.next() {
-            next.push(Reverse((row.clone(), readers.len())));
-        }
-        Ok(Rows {
-            readers,
-            latest,
-            next,
-        })
+        Ok(Steps { sources, next })
     }
 }
 
-/// The rows of all runs, in order.
-struct Rows<'a> {
-    readers: Vec<Reader<'a>>,
-    latest: btree_set::Range<'a, Row>,
-    /// The next row of each reader; with the number after theirs, that of `latest`.
-    next: BinaryHeap<Reverse<(Row, usize)>>,
+fn latest_of<'a>(
+    latest: &'a BTreeMap<(Key, Place), Facts>,
+    key: &Key,
+) -> impl Iterator<Item = (Place, Facts)> + use<'a> {
+    let rows = (key.clone(), Place::default())..=(key.clone(), Place::LAST);
+    latest
+        .range(rows)
+        .map(|((_, place), facts)| (*place, *facts))
 }
 
-impl Iterator for Rows<'_> {
-    type Item = io::Result<Row>;
+fn read_body(letters: &File, place: Place) -> io::Result<Vec<u8>> {
+    let mut body = vec![0; place.length as usize];
+    letters.read_exact_at(&mut body, place.letter)?;
+    Ok(body)
+}
+
+type Source<'a> = Box<dyn Iterator<Item = io::Result<(Key, Step)>> + 'a>;
+
+/// The steps of all runs, in order.
+struct Steps<'a> {
+    sources: Vec<Source<'a>>,
+    /// The next step of each source.
+    next: BinaryHeap<Reverse<(Key, Step, usize)>>,
+}
+
+impl Iterator for Steps<'_> {
+    type Item = io::Result<(Key, Step)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let Reverse((row, number)) = self.next.pop()?;
-        let next = match self.readers.get_mut(number) {
-            Some(reader) => reader.next(),
-            None => Ok(self.latest.next().cloned()),
-        };
-        match next {
-            Ok(Some(next)) => self.next.push(Reverse((next, number))),
-            Ok(None) => {}
-            Err(error) => return Some(Err(error)),
+        let Reverse((key, step, number)) = self.next.pop()?;
+        match self.sources.get_mut(number).and_then(Iterator::next) {
+            Some(Ok((key, step))) => self.next.push(Reverse((key, step, number))),
+            Some(Err(error)) => return Some(Err(error)),
+            None => {}
         }
-        Some(Ok(row))
+        Some(Ok((key, step)))
     }
-}
-
-/// Reads a run.
-struct Reader<'a> {
-    file: &'a File,
-    at: u64,
-    end: u64,
-    buffer: Vec<u8>,
-    read: usize,
-}
-
-impl<'a> Reader<'a> {
-    /// Begins at the last known key before this one.
-    fn at(copy: &'a Copy, run: &Run, first: &Key) -> Self {
-        let after = run.marks.partition_point(|(key, _)| key < first);
-        let mark = run.marks.get(after.saturating_sub(1));
-        Self {
-            file: copy.rows.get_ref(),
-            at: mark.map_or(run.end, |(_, at)| *at),
-            end: run.end,
-            buffer: Vec::new(),
-            read: 0,
-        }
-    }
-
-    fn next(&mut self) -> io::Result<Option<Row>> {
-        if self.read == self.buffer.len() && self.at == self.end {
-            return Ok(None);
-        }
-        let length = self.take(4)?.try_into().map_err(|_| torn())?;
-        let row = self.take(u32::from_be_bytes(length) as usize)?;
-        parse_row(row).map(Some).ok_or_else(torn)
-    }
-
-    /// The next bytes.
-    fn take(&mut self, count: usize) -> io::Result<&[u8]> {
-        if self.buffer.len() - self.read < count {
-            self.buffer.drain(..self.read);
-            self.read = 0;
-            let held = self.buffer.len();
-            let left = usize::try_from(self.end - self.at).map_err(io::Error::other)?;
-            let more = READ_BYTES.max(count - held).min(left);
-            if held + more < count {
-                return Err(torn());
-            }
-            self.buffer.resize(held + more, 0);
-            self.file.read_exact_at(&mut self.buffer[held..], self.at)?;
-            self.at += more as u64;
-        }
-        let bytes = &self.buffer[self.read..self.read + count];
-        self.read += count;
-        Ok(bytes)
-    }
-}
-
-/// The length of a row, then the row: the place, the length of the job's id, both texts.
-fn write_row(row: &mut Vec<u8>, key: &Key, place: Place) -> io::Result<()> {
-    let (job, recipient) = key;
-    let job_bytes = u32::try_from(job.len()).map_err(io::Error::other)?;
-    let bytes = 8 + 4 + 4 + 4 + job.len() + recipient.len();
-    let bytes = u32::try_from(bytes).map_err(io::Error::other)?;
-    row.extend_from_slice(&bytes.to_be_bytes());
-    row.extend_from_slice(&place.letter.to_be_bytes());
-    row.extend_from_slice(&place.length.to_be_bytes());
-    row.extend_from_slice(&place.index.to_be_bytes());
-    row.extend_from_slice(&job_bytes.to_be_bytes());
-    row.extend_from_slice(job.as_bytes());
-    row.extend_from_slice(recipient.as_bytes());
-    Ok(())
-}
-
-/// Reads what [`write_row`] wrote, without the length.
-fn parse_row(row: &[u8]) -> Option<Row> {
-    let (letter, row) = row.split_first_chunk()?;
-    let (length, row) = row.split_first_chunk()?;
-    let (index, row) = row.split_first_chunk()?;
-    let (job_bytes, row) = row.split_first_chunk()?;
-    let place = Place {
-        letter: u64::from_be_bytes(*letter),
-        length: u32::from_be_bytes(*length),
-        index: u32::from_be_bytes(*index),
-    };
-    let (job, recipient) = row.split_at_checked(u32::from_be_bytes(*job_bytes) as usize)?;
-    let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(ToOwned::to_owned);
-    Some(((text(job)?, text(recipient)?), place))
-}
-
-fn torn() -> io::Error {
-    io::Error::other("a row of the copied dead letters is torn")
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use serde_json::{Value, json};
-
-    use super::*;
-    use crate::domain::ids::JobId;
-    use crate::domain::letters::DeadFilter;
-
-    fn letter(job: JobId, recipients: &[String], code: &str, second: u32) -> Vec<u8> {
-        let row = |recipient: &String| {
-            json!({"recipient": recipient, "outcome": "failed", "class": "permanent", "code": code,
-                "text": "", "attempts": 1})
-        };
-        let at = format!("2026-11-29T10:00:{second:02}Z");
-        let letter = json!({
-            "v": 1, "job": job.to_string(), "app": "shop", "client_msg_no": "m", "target": "im",
-            "slice": "s", "message": {"type": "text", "text": "hello"}, "options": {},
-            "first_attempt_at": at, "last_attempt_at": at,
-            "recipients": recipients.iter().map(row).collect::<Vec<Value>>(),
-        });
-        serde_json::to_vec(&letter).unwrap()
-    }
-
-    fn copy(letters: &[Vec<u8>], run_bytes: usize) -> Copy {
-        let mut copy = Copy::create(&std::env::temp_dir()).unwrap();
-        for letter in letters {
-            copy.add(letter).unwrap();
-            if copy.latest_bytes >= run_bytes {
-                copy.write_run().unwrap();
-            }
-        }
-        copy.flush().unwrap();
-        copy
-    }
-
-    /// All rows, page by page.
-    fn all(copy: &Copy, filter: &DeadFilter, most: usize) -> Vec<(Key, String)> {
-        let wanted = filter.check(0).unwrap();
-        let (mut rows, mut from) = (Vec::new(), None);
-        loop {
-            let window = copy.page(&wanted, from, most, false).unwrap();
-            let (page, next) = window.finish();
-            rows.extend(page.map(|(key, row)| (key, row.code.into_owned())));
-            from = next;
-            if from.is_none() {
-                return rows;
-            }
-        }
-    }
-
-    #[test]
-    fn pages_of_a_copy_are_those_of_all_letters() {
-        let jobs: Vec<_> = (0..5)
-            .map(|it| JobId::of("shop", &it.to_string()))
-            .collect();
-        let (mut letters, mut expected) = (Vec::new(), BTreeMap::new());
-        for number in 0..150_usize {
-            // Some recipients have several letters; the later one counts.
-            let names: Vec<_> = (0..number % 7)
-                .map(|it| format!("user-{}", (number * 31 + it * 17) % 90))
-                .collect();
-            let (job, code) = (jobs[number % 5], format!("code-{number}"));
-            letters.push(letter(job, &names, &code, (number / 10) as u32));
-            expected.extend(
-                names
-                    .into_iter()
-                    .map(|it| ((job.to_string(), it), code.clone())),
-            );
-        }
-        letters.push(b"no letter".to_vec());
-        let expected: Vec<_> = expected.into_iter().collect();
-        // One run, and many.
-        for run_bytes in [usize::MAX, 10_000] {
-            let copy = copy(&letters, run_bytes);
-            for most in [3, 100, 101, 5000] {
-                assert_eq!(all(&copy, &DeadFilter::default(), most), expected, "{most}");
-            }
-            let job = DeadFilter {
-                job: Some(jobs[3].to_string()),
-                ..DeadFilter::default()
-            };
-            let of_job: Vec<_> = expected
-                .iter()
-                .filter(|((job, _), _)| *job == jobs[3].to_string())
-                .cloned()
-                .collect();
-            assert_eq!(all(&copy, &job, 7), of_job);
-            let by_name = DeadFilter {
-                job: Some("3".to_owned()),
-                app: Some("shop".to_owned()),
-                ..DeadFilter::default()
-            };
-            assert_eq!(all(&copy, &by_name, 7), of_job);
-        }
-    }
-
-    /// A filter that matches nothing costs a page no more than another one.
-    #[test]
-    fn a_page_looks_at_a_bounded_number_of_rows() {
-        let job = JobId::of("shop", "1");
-        let names: Vec<_> = (0..1500).map(|it| format!("{it:04}")).collect();
-        let letters: Vec<_> = names
-            .chunks(500)
-            .map(|it| letter(job, it, "410", 1))
-            .collect();
-        let copy = Copy {
-            looked_at_max: 600,
-            ..copy(&letters, usize::MAX)
-        };
-        let none = DeadFilter {
-            code: Some("500".to_owned()),
-            ..DeadFilter::default()
-        };
-        let wanted = none.check(0).unwrap();
-        let (rows, next) = copy.page(&wanted, None, 100, false).unwrap().finish();
-        assert_eq!(rows.count(), 0);
-        assert_eq!(next, Some((job.to_string(), "0600".to_owned())));
-        assert_eq!(all(&copy, &none, 100), []);
-        assert_eq!(all(&copy, &DeadFilter::default(), 1000).len(), names.len());
-        assert!(all(&self::copy(&[], 0), &none, 10).is_empty());
-    }
-}
+mod tests;

@@ -3,21 +3,26 @@
 //! A retained queue has no index, and RabbitMQ hands it out only as a whole, to one reader at a
 //! time. So one task copies all letters once, follows the queue from then on, and gives the copy to
 //! each request for a page. Before each page it catches up, so a page has every letter that was
-//! published before it was asked for, and none that was removed through Fanwise. When letters are
-//! removed or changed, through whatever process, the task copies all of them again.
+//! published before it was asked for, and none that was removed through Fanwise before, by whatever
+//! process.
+//!
+//! When the queue has other letters, since the broker has dropped some for instance, or most of the
+//! copy is gone, a new copy is made while the old one serves. When an edit was broken off, by a kill for instance, pages wait for a new copy.
 //!
 //! While there is no copy, since the queue cannot be followed or the disk is full, a page reads the
 //! queue itself, and holds no more than its own rows.
 
+use std::future::pending;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::copy::Copy;
 use crate::domain::letters::{DeadRow, Key, LetterFilter, Window, read_letter};
@@ -25,7 +30,7 @@ use crate::error::chain;
 use crate::gateway::problem::Refusal;
 use crate::gateway::spool::full;
 use crate::ports::{
-    BrokerError, Followed, Follower, RetainedMessage, RetainedQueue, RetainedQueues,
+    BrokerError, Followed, Follower, RetainedMessage, RetainedQueue, RetainedQueues, Shown,
 };
 use crate::runtime::RECONNECT;
 use crate::service::dead_letters::put;
@@ -36,8 +41,8 @@ const WAITING_MAX: usize = 1024;
 /// How often the copy catches up while nobody asks for a page.
 const CATCH_UP: Duration = Duration::from_secs(1);
 
-/// If the broker drops letters, the copy is made again after this time at the earliest, and after
-/// this many times as long as it took to make.
+/// If the queue has other letters, or most of the copy is gone, the copy is made again after this time
+/// at the earliest, and after this many times as long as it took to make.
 const COPY_AGAIN_MIN: Duration = Duration::from_secs(60);
 const COPY_AGAIN_TIMES: u32 = 20;
 
@@ -131,6 +136,8 @@ struct Kept<F> {
     /// When the copying began, and how long it took.
     began: Instant,
     took: Duration,
+    /// The queue has other letters.
+    off: bool,
 }
 
 impl Keeper {
@@ -141,7 +148,7 @@ impl Keeper {
             match Kept::make(&broker, &self.folder).await {
                 Ok(kept) => {
                     delays.reset();
-                    if self.serve(kept).await.is_break() {
+                    if self.serve(kept, &broker).await.is_break() {
                         return;
                     }
                 }
@@ -175,31 +182,64 @@ impl Keeper {
 
     /// Gives the copy to those who ask, as long as it is right. Those who ask when it is not get the
     /// next one.
-    async fn serve<F: Follower>(&mut self, mut kept: Kept<F>) -> ControlFlow<()> {
+    async fn serve<B: RetainedQueues>(
+        &mut self,
+        mut kept: Kept<B::Follower>,
+        broker: &B,
+    ) -> ControlFlow<()> {
+        let folder = self.folder.clone();
+        let mut next: Option<Next<'_, B::Follower>> = None;
         loop {
             while let Ok(asked) = self.asked.try_recv() {
                 self.waiting.push(asked);
             }
             match kept.catch_up().await {
                 Ok(Followed::All) => {}
-                Ok(Followed::Fewer) if kept.may_stay() => {}
-                Ok(Followed::Fewer | Followed::Edited) => break,
+                Ok(Followed::Off) => kept.off = true,
+                Ok(Followed::Edited) => break,
                 Err(error) => {
                     error.report();
                     break;
                 }
             }
+            if next.is_none() && kept.is_to_be_made_again() {
+                next = Some(Box::pin(Kept::make(broker, &folder)));
+            }
             for asked in self.waiting.drain(..) {
                 let _ = asked.send(Some(Arc::clone(&kept.copy)));
             }
-            match timeout(CATCH_UP, self.asked.recv()).await {
-                Ok(Some(asked)) => self.waiting.push(asked),
-                Ok(None) => return ControlFlow::Break(()),
-                Err(_) => {}
+            tokio::select! {
+                asked = self.asked.recv() => match asked {
+                    Some(asked) => self.waiting.push(asked),
+                    None => return ControlFlow::Break(()),
+                },
+                () = kept.follower.much_waits() => {}
+                made = made(&mut next) => {
+                    next = None;
+                    match made {
+                        Ok(new) => std::mem::replace(&mut kept, new).follower.end().await,
+                        Err(error) => {
+                            error.report();
+                            kept.began = Instant::now();
+                        }
+                    }
+                }
+                () = sleep(CATCH_UP) => {}
             }
         }
         kept.follower.end().await;
         ControlFlow::Continue(())
+    }
+}
+
+/// A copy that is being made.
+type Next<'a, F> = Pin<Box<dyn Future<Output = Result<Kept<F>, NoCopy>> + Send + 'a>>;
+
+/// Waits for the next copy; for ever while none is being made.
+async fn made<F>(next: &mut Option<Next<'_, F>>) -> Result<Kept<F>, NoCopy> {
+    match next {
+        Some(next) => next.await,
+        None => pending().await,
     }
 }
 
@@ -230,6 +270,7 @@ impl<F: Follower> Kept<F> {
             copy: Arc::new(RwLock::new(copy)),
             began,
             took: Duration::ZERO,
+            off: false,
         };
         let copied = match kept.catch_up().await {
             Ok(Followed::Edited) => Err(NoCopy::Edited),
@@ -249,11 +290,18 @@ impl<F: Follower> Kept<F> {
 
     async fn catch_up(&mut self) -> Result<Followed, NoCopy> {
         let (copy, mut failed) = (&self.copy, None);
-        let visit = |message: RetainedMessage| match copy.write().add(&message.body) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                failed = Some(error);
-                ControlFlow::Break(())
+        let visit = |shown: Shown| {
+            let mut copy = copy.write();
+            let done = match shown {
+                Shown::Kept(message) => copy.add(&message.body),
+                Shown::Gone(body) => copy.remove(&body),
+            };
+            match done {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+                }
             }
         };
         let followed = self.follower.catch_up(visit).await?;
@@ -264,8 +312,9 @@ impl<F: Follower> Kept<F> {
         Ok(followed)
     }
 
-    /// Whether a copy with letters that the broker has dropped is still good enough.
-    fn may_stay(&self) -> bool {
-        self.began.elapsed() < COPY_AGAIN_MIN.max(self.took * COPY_AGAIN_TIMES)
+    /// Whether a new copy is worth its price.
+    fn is_to_be_made_again(&self) -> bool {
+        (self.off || self.copy.read().is_mostly_gone())
+            && self.began.elapsed() >= COPY_AGAIN_MIN.max(self.took * COPY_AGAIN_TIMES)
     }
 }

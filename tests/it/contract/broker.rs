@@ -10,7 +10,7 @@ use fanwise::domain::schedule::RUNGS;
 use fanwise::domain::waking::Waking;
 use fanwise::ports::{
     Broker, BrokerError, Consumer, Delivery, EditSummary, Followed, Follower, Lost, PublishError,
-    Publisher, RetainedEdit, RetainedMessage, RetainedQueue, RetainedQueues, Route, Session,
+    Publisher, RetainedEdit, RetainedMessage, RetainedQueue, RetainedQueues, Route, Session, Shown,
     Source,
 };
 use proptest::prelude::*;
@@ -580,8 +580,8 @@ async fn dead_letters_are_sifted(bench: &impl BrokerBench) {
     assert!(kept(broker, RetainedQueue::Dead).await.is_empty());
 }
 
-/// A follower shows every letter, and later only those that came since. It learns of every edit,
-/// and a new follower then shows what is left.
+/// A follower shows every letter, later only those that came since, and every change of an edit, of
+/// whichever follower came first. A new follower shows what is left.
 async fn dead_letters_are_followed(bench: &impl BrokerBench) {
     let broker = bench.broker();
     let session = broker.connect().await.unwrap();
@@ -589,45 +589,80 @@ async fn dead_letters_are_followed(bench: &impl BrokerBench) {
         let letters: Vec<_> = numbers.map(|n| dead_letter(n.to_string())).collect();
         session.publisher().publish(letters).await.unwrap();
     };
-    let mut follower = broker.follow(RetainedQueue::Dead).await.unwrap();
-    assert_eq!(shown(&mut follower).await, (Followed::All, Vec::new()));
+    let mut first = Following::new(broker).await;
+    assert_eq!(first.catch_up().await, 0);
     publish(0..300).await;
-    let (followed, first) = shown(&mut follower).await;
-    assert_eq!((followed, first), (Followed::All, (0..300).collect()));
-    assert_eq!(shown(&mut follower).await, (Followed::All, Vec::new()));
+    assert_eq!(first.catch_up().await, 300);
+    assert_eq!(first.there, (0..300).collect());
+    assert_eq!(first.catch_up().await, 0);
     assert_eq!(kept(broker, RetainedQueue::Dead).await.len(), 300);
     publish(300..301).await;
-    assert_eq!(shown(&mut follower).await, (Followed::All, vec![300]));
+    assert_eq!(first.catch_up().await, 1);
 
-    let mut other = broker.follow(RetainedQueue::Dead).await.unwrap();
-    assert_eq!(shown(&mut other).await.1, (0..301).collect::<Vec<_>>());
+    let mut other = Following::new(broker).await;
+    other.catch_up().await;
+    assert_eq!(other.there, (0..301).collect());
     let decide = |message: RetainedMessage| match parse(&message.body) {
         7 => RetainedEdit::Replace("1007".into()),
         n if n % 2 == 0 => RetainedEdit::Remove,
         _ => RetainedEdit::Keep,
     };
     broker.edit(RetainedQueue::Dead, decide).await.unwrap();
-    for follower in [&mut follower, &mut other] {
-        assert_eq!(shown(follower).await.0, Followed::Edited);
-    }
-    follower.end().await;
-    other.end().await;
-    let mut anew = broker.follow(RetainedQueue::Dead).await.unwrap();
-    let left: Vec<u32> = (0..301).filter(|n| n % 2 == 1 && *n != 7).collect();
-    let left = left.into_iter().chain([1007]).collect::<Vec<_>>();
-    assert_eq!(shown(&mut anew).await, (Followed::All, left));
-    anew.end().await;
+    let left: BTreeSet<u32> = (0..301).filter(|n| n % 2 == 1 && *n != 7).collect();
+    let left = left.into_iter().chain([1007]).collect::<BTreeSet<_>>();
+    // 151 are removed, one is replaced.
+    assert_eq!(first.catch_up().await, 153);
+    other.catch_up().await;
+    assert_eq!([&first.there, &other.there], [&left, &left]);
+    // An edit that changes nothing, and one more that does.
+    let keep = |_| RetainedEdit::Keep;
+    broker.edit(RetainedQueue::Dead, keep).await.unwrap();
+    assert_eq!(first.catch_up().await, 0);
+    publish(302..303).await;
+    let decide = |message: RetainedMessage| match parse(&message.body) {
+        1007 | 302 => RetainedEdit::Remove,
+        _ => RetainedEdit::Keep,
+    };
+    broker.edit(RetainedQueue::Dead, decide).await.unwrap();
+    let left: BTreeSet<u32> = left.into_iter().filter(|n| *n != 1007).collect();
+    first.catch_up().await;
+    assert_eq!(first.there, left);
+    first.follower.end().await;
+    other.follower.end().await;
+    let mut anew = Following::new(broker).await;
+    anew.catch_up().await;
+    assert_eq!(anew.there, left);
+    anew.follower.end().await;
     session.close().await;
 }
 
-/// What a follower shows, in order and without repeats.
-async fn shown(follower: &mut impl Follower) -> (Followed, Vec<u32>) {
-    let mut numbers = BTreeSet::new();
-    let followed = follower.catch_up(|message| {
-        numbers.insert(parse(&message.body));
-        ControlFlow::Continue(())
-    });
-    (followed.await.unwrap(), numbers.into_iter().collect())
+/// A follower, and the letters that are there according to it.
+struct Following<F> {
+    follower: F,
+    there: BTreeSet<u32>,
+}
+
+impl<F: Follower> Following<F> {
+    async fn new(broker: &impl RetainedQueues<Follower = F>) -> Self {
+        Self {
+            follower: broker.follow(RetainedQueue::Dead).await.unwrap(),
+            there: BTreeSet::new(),
+        }
+    }
+
+    /// Returns how much was shown, apart from repeats.
+    async fn catch_up(&mut self) -> usize {
+        let mut changes = 0;
+        let followed = self.follower.catch_up(|shown| {
+            changes += usize::from(match shown {
+                Shown::Kept(message) => self.there.insert(parse(&message.body)),
+                Shown::Gone(body) => self.there.remove(&parse(&body)),
+            });
+            ControlFlow::Continue(())
+        });
+        assert_eq!(followed.await.unwrap(), Followed::All);
+        changes
+    }
 }
 
 /// Concurrent edits wait for each other: an edit that has succeeded is not undone by one that read

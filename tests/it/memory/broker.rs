@@ -17,7 +17,7 @@ use fanwise::domain::waking::Waking;
 use fanwise::ports::{
     Backlog, BoxFuture, Broker, BrokerError, Consumer, Delivery, EditSummary, EndDelivery,
     Followed, Follower, Lost, Outgoing, PublishError, Publisher, RetainedEdit, RetainedMessage,
-    RetainedQueue, RetainedQueues, Route, Session, Source,
+    RetainedQueue, RetainedQueues, Route, Session, Shown, Source,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -43,8 +43,8 @@ struct State {
     sessions: BTreeMap<u64, CancellationToken>,
     dead: BTreeMap<u64, RetainedMessage>,
     rejected: BTreeMap<u64, RetainedMessage>,
-    /// How often the retained queues were edited.
-    edits: u64,
+    /// What edits of the retained queues did.
+    edits: Vec<(RetainedQueue, Shown)>,
     next: u64,
 }
 
@@ -623,12 +623,17 @@ impl MemoryBroker {
                 RetainedEdit::Keep => {}
                 RetainedEdit::Stop => break,
                 RetainedEdit::Remove => {
-                    state.retained(retained).remove(&at);
+                    if let Some(old) = state.retained(retained).remove(&at) {
+                        state.edits.push((retained, Shown::Gone(old.body)));
+                    }
                     summary.removed += 1;
                 }
                 RetainedEdit::Replace(body) => {
                     if let Some(kept) = state.retained(retained).get_mut(&at) {
-                        kept.body = body;
+                        let old = std::mem::replace(&mut kept.body, body);
+                        let new = kept.clone();
+                        state.edits.push((retained, Shown::Gone(old)));
+                        state.edits.push((retained, Shown::Kept(new)));
                     }
                     summary.replaced += 1;
                 }
@@ -659,10 +664,7 @@ impl RetainedQueues for MemoryBroker {
         decide: impl FnMut(RetainedMessage) -> RetainedEdit + Send,
     ) -> Result<EditSummary, BrokerError> {
         let _turn = self.turns[retained as usize].lock().await;
-        lock(&self.state).edits += 1;
-        let summary = self.walk(retained, decide).await;
-        lock(&self.state).edits += 1;
-        Ok(summary)
+        Ok(self.walk(retained, decide).await)
     }
 
     async fn follow(&self, retained: RetainedQueue) -> Result<MemoryFollower, BrokerError> {
@@ -670,7 +672,7 @@ impl RetainedQueues for MemoryBroker {
             broker: self.clone(),
             retained,
             next: 0,
-            edits: lock(&self.state).edits,
+            edits: lock(&self.state).edits.len(),
         })
     }
 }
@@ -679,25 +681,32 @@ pub(crate) struct MemoryFollower {
     broker: MemoryBroker,
     retained: RetainedQueue,
     next: u64,
-    edits: u64,
+    edits: usize,
 }
 
 impl Follower for MemoryFollower {
     async fn catch_up(
         &mut self,
-        mut visit: impl FnMut(RetainedMessage) -> ControlFlow<()> + Send,
+        mut visit: impl FnMut(Shown) -> ControlFlow<()> + Send,
     ) -> Result<Followed, BrokerError> {
         let mut state = lock(&self.broker.state);
         for (number, message) in state.retained(self.retained).range(self.next..) {
             self.next = number + 1;
-            if visit(message.clone()).is_break() {
+            if visit(Shown::Kept(message.clone())).is_break() {
                 break;
             }
         }
-        Ok(match state.edits == self.edits {
-            true => Followed::All,
-            false => Followed::Edited,
-        })
+        for (retained, edit) in &state.edits[self.edits..] {
+            if *retained == self.retained && visit(edit.clone()).is_break() {
+                break;
+            }
+        }
+        self.edits = state.edits.len();
+        Ok(Followed::All)
+    }
+
+    async fn much_waits(&self) {
+        std::future::pending().await
     }
 
     async fn end(self) {}
