@@ -75,6 +75,12 @@ class Receiver(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    # Python lets five connections wait, and drops the others for seconds. Fanwise opens up to
+    # `calls_in_flight` (256) at once.
+    request_queue_size = 1024
+
+
 def deliver(call):
     """Hands the message to each recipient, and reports those without an account."""
     failed = []
@@ -94,7 +100,7 @@ def main():
     parser.add_argument("--secret", required=True)
     args = parser.parse_args()
     Receiver.key = key_of(args.secret)
-    server = ThreadingHTTPServer(("127.0.0.1", args.port), Receiver)
+    server = Server(("127.0.0.1", args.port), Receiver)
     print(f"listening on 127.0.0.1:{server.server_port}", flush=True)
     server.serve_forever()
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use data_encoding::HEXLOWER;
 use fanwise::domain::accounts::Accounts;
 use fanwise::domain::ids::{Fingerprint, JobId, Owner, SliceId};
+use fanwise::domain::lane::SUB_LANES;
 use fanwise::domain::limits::{Cost, Grant, Rate, Tat, Weight};
 use fanwise::domain::message_id::{KeptId, MessageId, RecallState};
 use fanwise::domain::outcome::{Class, Outcome};
@@ -19,7 +20,8 @@ use fanwise::domain::trail::{Origin, TrailEntry};
 use fanwise::ports::Steering as _;
 use fanwise::ports::{
     Accepted, Beat, Claim, ClaimState, Claimed, Entry, JobFilter, JobQuery, JobRecord, JobState,
-    Ledger, LedgerError, Limiter, Park, ParkReason, Pulse, Reason, Settle, Submission, Upkeep,
+    Ledger, LedgerError, Limiter, Park, ParkReason, Pulse, Reason, Settle, SubLanes as _,
+    Submission, Unassigned, Upkeep,
 };
 use fanwise::store::{CheckError, Kind, Persistence, Settings, Store};
 use futures_util::{StreamExt as _, stream};
@@ -813,6 +815,51 @@ async fn a_heartbeat_is_refused_where_a_claim_would_be() {
     assert!(text.contains("read-only replica"), "{text}");
     tell("REPLICAOF", &["NO", "ONE"]).await;
     bench.store.beat(&beat(1)).await.unwrap();
+}
+
+/// What is known of the open jobs of a lane serves for 100 ms, once there are more of them than
+/// sub-lanes.
+#[tokio::test]
+async fn the_open_jobs_of_a_lane_are_not_read_for_each_job() {
+    const JOBS: u64 = 60;
+    if url().is_none() {
+        return;
+    }
+    let server = Server::start(&[]).await;
+    let mut bench = Bench::at(&server.url()).await;
+    let jobs: Vec<_> = (0..JOBS).map(|_| Job::new(3)).collect();
+    for job in &jobs {
+        bench.store.accept(&job.submission("s", 500)).await.unwrap();
+    }
+    let _: () = redis::cmd("CONFIG")
+        .arg("RESETSTAT")
+        .query_async(&mut bench.redis)
+        .await
+        .unwrap();
+    let began = Instant::now();
+    for job in &jobs {
+        let unassigned = Unassigned {
+            job: job.id(),
+            app: &job.head.app,
+            target: &job.head.target,
+            priority: job.head.priority,
+            recipients: 500,
+        };
+        bench.store.assign(&unassigned).await.unwrap();
+    }
+    let readings = began.elapsed().as_millis() as u64 / 100 + 1;
+    let stats: String = redis::cmd("INFO")
+        .arg("commandstats")
+        .query_async(&mut bench.redis)
+        .await
+        .unwrap();
+    let read = stats
+        .lines()
+        .find_map(|line| line.strip_prefix("cmdstat_hmget:calls="))
+        .and_then(|rest| rest.split(',').next()?.parse::<u64>().ok());
+    let each_time = u64::from(SUB_LANES) * (u64::from(SUB_LANES) + 1) / 2;
+    let most = each_time + readings * JOBS;
+    assert!(read.is_some_and(|read| read <= most), "{read:?} of {most}");
 }
 
 /// An error about a server contains the address, the cause and the remedy, without a password.

@@ -7,7 +7,8 @@
 //! process.
 //!
 //! When the queue has other letters, since the broker has dropped some for instance, or most of the
-//! copy is gone, a new copy is made while the old one serves. When an edit was broken off, by a kill for instance, pages wait for a new copy.
+//! copy is gone, a new copy is made while the old one serves. When an edit was broken off, by a kill
+//! for instance, pages wait for a new copy.
 //!
 //! While there is no copy, since the queue cannot be followed or the disk is full, a page reads the
 //! queue itself, and holds no more than its own rows.
