@@ -8,7 +8,7 @@
 //! knows of them serves for a while, unless a job may find a sub-lane free.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -31,49 +31,43 @@ const ATTEMPTS: usize = 8;
 /// jobs stand in line anyway, and a load that is a little too high changes little.
 const LOADS_AGE: Duration = Duration::from_millis(100);
 
-/// The loads of open jobs, by the key of their hash. The jobs of a target and priority are assigned
-/// one after the other.
+/// The loads of open jobs, by the key of their hash. It is locked for moments only: an assignment
+/// that waits for the server holds up no other one.
 #[derive(Default)]
-pub(super) struct OpenJobs(Mutex<HashMap<String, Arc<tokio::sync::Mutex<Loads>>>>);
-
-impl OpenJobs {
-    fn of(&self, key: &str) -> Arc<tokio::sync::Mutex<Loads>> {
-        let mut all = self.0.lock();
-        match all.get(key) {
-            Some(loads) => Arc::clone(loads),
-            None => Arc::clone(all.entry(key.to_owned()).or_default()),
-        }
-    }
-}
+pub(super) struct OpenJobs(Mutex<HashMap<String, Known>>);
 
 /// What the headers of open jobs said. `None`: the job is no longer open.
+type Loads = HashMap<JobId, Option<Load>>;
+
 #[derive(Default)]
-struct Loads {
+struct Known {
     since: Option<Instant>,
-    of: HashMap<JobId, Option<Load>>,
+    loads: Loads,
 }
 
-impl Loads {
-    /// Forgets what is too old to choose a sub-lane by.
-    fn forget_old(&mut self, open: usize) {
+impl OpenJobs {
+    /// The loads that serve to choose a sub-lane while so many jobs are open.
+    fn of(&self, key: &str, open: usize) -> Loads {
+        let mut all = self.0.lock();
+        let known = all.entry(key.to_owned()).or_default();
         let serves = open > SUB_LANES as usize
-            && self.since.is_some_and(|since| since.elapsed() < LOADS_AGE);
+            && known.since.is_some_and(|since| since.elapsed() < LOADS_AGE);
         if !serves {
-            self.since = Some(Instant::now());
-            self.of.clear();
+            known.since = Some(Instant::now());
+            known.loads.clear();
         }
+        known.loads.clone()
     }
 
-    fn load(&self, job: &JobId) -> Option<&Load> {
-        self.of.get(job)?.as_ref()
+    fn learn(&self, key: &str, loads: impl IntoIterator<Item = (JobId, Option<Load>)>) {
+        let mut all = self.0.lock();
+        all.entry(key.to_owned()).or_default().loads.extend(loads);
     }
 }
 
 impl SubLanes for Store {
     async fn assign(&self, job: &Unassigned<'_>) -> Result<u32, LedgerError> {
         let key = self.0.keys.sub_lanes(job.target, job.priority);
-        let loads = self.0.open_jobs.of(&key);
-        let mut loads = loads.lock().await;
         let mut chosen = 0;
         for _ in 0..ATTEMPTS {
             let mut command = redis::cmd("HGETALL");
@@ -85,15 +79,20 @@ impl SubLanes for Store {
             if let Some((_, sub_lane)) = known.iter().find(|(it, _)| *it == job.job) {
                 return Ok(*sub_lane);
             }
-            loads.forget_old(known.len());
+            let mut loads = self.0.open_jobs.of(&key, known.len());
             let jobs = known.iter().map(|(job, _)| *job);
-            let unknown: Vec<_> = jobs.filter(|job| !loads.of.contains_key(job)).collect();
-            let found = self.loads(&unknown).await?;
-            loads.of.extend(unknown.into_iter().zip(found));
+            let unknown: Vec<_> = jobs.filter(|job| !loads.contains_key(job)).collect();
+            if !unknown.is_empty() {
+                let found = self.loads(&unknown).await?;
+                let found: Loads = unknown.into_iter().zip(found).collect();
+                self.0.open_jobs.learn(&key, found.clone());
+                loads.extend(found);
+            }
+            let load = |job: &JobId| loads.get(job)?.as_ref();
             let open: Vec<_> = known
                 .iter()
                 .filter_map(|(job, sub_lane)| {
-                    let load = loads.load(job)?;
+                    let load = load(job)?;
                     Some(Assigned {
                         app: &load.app,
                         sub_lane: *sub_lane,
@@ -107,7 +106,7 @@ impl SubLanes for Store {
             }
             let gone: Vec<_> = known
                 .iter()
-                .filter(|(job, _)| loads.load(job).is_none())
+                .filter(|(job, _)| load(job).is_none())
                 .map(|(job, _)| job.to_string())
                 .collect();
             let mut call = Call::new(&ASSIGN, 1, 3 + gone.len(), 160 + 32 * gone.len());
@@ -123,7 +122,7 @@ impl SubLanes for Store {
                     app: job.app.to_owned(),
                     pending: job.recipients,
                 };
-                loads.of.insert(job.job, Some(load));
+                self.0.open_jobs.learn(&key, [(job.job, Some(load))]);
                 return Ok(chosen);
             }
         }

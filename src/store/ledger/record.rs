@@ -113,6 +113,7 @@ fn accounts(number: impl Fn(&str) -> u64, registered: bool) -> Accounts {
 }
 
 /// The work that an open job has left.
+#[derive(Clone)]
 pub(in crate::store) struct Load {
     pub(in crate::store) app: String,
     pub(in crate::store) pending: u64,
