@@ -19,11 +19,12 @@ use fanwise::ports::{
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::support::relay::Relay;
+use crate::support::retained::break_off_removal;
 use crate::support::wait::until;
 
 /// Longer than any step takes, on a busy machine too.
@@ -402,20 +403,7 @@ async fn a_follower_notices_edits_that_it_cannot_follow() {
     let mut follower = rabbit.follow(RetainedQueue::Dead).await.unwrap();
     assert_eq!(followed(&mut follower).await, Followed::All);
     // The edit is dropped after its fifth decision.
-    let (half_way, reached) = oneshot::channel();
-    let (mut half_way, mut decided) = (Some(half_way), 0);
-    let decide = |_| {
-        decided += 1;
-        if decided == 5 {
-            half_way.take().unwrap().send(()).unwrap();
-        }
-        RetainedEdit::Remove
-    };
-    tokio::select! {
-        biased;
-        _ = reached => {}
-        edited = rabbit.edit(RetainedQueue::Dead, decide) => panic!("not half-way: {edited:?}"),
-    }
+    break_off_removal(&rabbit, 5).await;
     until("the edit to be missed", PATIENCE, async || {
         (followed(&mut follower).await == Followed::Edited).then_some(())
     })

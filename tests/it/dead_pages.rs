@@ -13,8 +13,9 @@ use fanwise::ports::{
 };
 use serde_json::{Value, json};
 
+use crate::support::retained::break_off_removal;
 use crate::support::wait::until;
-use crate::support::world::{Plan, http_get};
+use crate::support::world::{Plan, World, http_get};
 
 /// How long a gateway may take to notice something.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -107,6 +108,16 @@ fn letter(key: &str, recipient: &str) -> Outgoing {
     }
 }
 
+/// The broker of a world.
+fn broker_of(world: &World) -> Rabbit {
+    let settings = Settings {
+        namespace: world.name.clone(),
+        targets: vec!["im".to_owned()],
+        ..Settings::new(world.amqp.clone())
+    };
+    Rabbit::new(settings).unwrap()
+}
+
 /// A gateway reads the queue once. After that it answers while another process holds the queue, with
 /// the letters that come meanwhile, and finds a job without a look at the others.
 #[tokio::test(flavor = "multi_thread")]
@@ -114,12 +125,7 @@ async fn pages_do_not_read_the_queue() {
     const LETTERS: usize = 20_000;
     let Some(plan) = Plan::shared() else { return };
     let world = plan.start("dead-index").await;
-    let rabbit = Rabbit::new(Settings {
-        namespace: world.name.clone(),
-        targets: vec!["im".to_owned()],
-        ..Settings::new(world.amqp.clone())
-    })
-    .unwrap();
+    let rabbit = broker_of(&world);
     let session = rabbit.connect().await.unwrap();
     let publish = async |letters: Vec<Outgoing>| session.publisher().publish(letters).await;
     let names: Vec<_> = (0..LETTERS).map(|it| format!("user-{it:05}")).collect();
@@ -174,12 +180,7 @@ fn recipient(message: &RetainedMessage) -> String {
 async fn pages_follow_edits() {
     let Some(plan) = Plan::shared() else { return };
     let world = plan.start("dead-edits").await;
-    let rabbit = Rabbit::new(Settings {
-        namespace: world.name.clone(),
-        targets: vec!["im".to_owned()],
-        ..Settings::new(world.amqp.clone())
-    })
-    .unwrap();
+    let rabbit = broker_of(&world);
     let session = rabbit.connect().await.unwrap();
     let names: Vec<_> = (0..400).map(|it| format!("user-{it:05}")).collect();
     let letters = names.iter().map(|it| letter("many", it)).collect();
@@ -230,20 +231,7 @@ async fn pages_follow_edits() {
     assert_eq!(shown().await, left);
 
     // Ends half-way: its letters come back, but for those that it has removed.
-    let (half_way, reached) = tokio::sync::oneshot::channel();
-    let (mut half_way, mut decided) = (Some(half_way), 0);
-    let decide = |_| {
-        decided += 1;
-        if decided == 50 {
-            half_way.take().unwrap().send(()).unwrap();
-        }
-        RetainedEdit::Remove
-    };
-    tokio::select! {
-        biased;
-        _ = reached => {}
-        edited = rabbit.edit(RetainedQueue::Dead, decide) => panic!("not half-way: {edited:?}"),
-    }
+    break_off_removal(&rabbit, 50).await;
     // What it held comes back.
     let there = until("the letters to come back", PATIENCE, async || {
         let mut there = Vec::new();

@@ -3,6 +3,7 @@
 //! - [`servers`]: the shared RabbitMQ and Redis, and private ones that may be killed.
 //! - [`raw`]: a producer that puts arbitrary bytes into the properties of a message.
 //! - [`relay`]: a TCP relay inside the test that can cut, hold and delay a link.
+//! - [`retained`]: edits of retained queues that do not come to their end.
 //! - [`certificates`]: a CA, and certificates that it signs.
 //! - [`mock`]: the mock IM server inside the test.
 //! - [`process`]: the built binary as a process that can be killed, stopped and read.
@@ -20,6 +21,7 @@ pub(crate) mod mock;
 pub(crate) mod process;
 pub(crate) mod raw;
 pub(crate) mod relay;
+pub(crate) mod retained;
 pub(crate) mod scratch;
 pub(crate) mod servers;
 pub(crate) mod signature;
