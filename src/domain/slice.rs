@@ -345,6 +345,33 @@ pub struct Together {
 }
 
 impl Slice {
+    /// A slice without recipients, which nobody has worked on.
+    pub fn new(head: Arc<Head>, id: SliceId, shape: Shape, lane: Lane) -> Self {
+        Self {
+            v: Self::version(&head, &Unrecorded::default()),
+            head,
+            id,
+            entries: 0,
+            shape,
+            lane,
+            first_attempt_at_ms: None,
+            due_at_ms: None,
+            due_later: Vec::new(),
+            recipients: Vec::new(),
+            enumeration: None,
+            together: None,
+            vars: Vec::new(),
+            attempts: Vec::new(),
+            calls: Vec::new(),
+            retries: 0,
+            ended: None,
+            doubts: Vec::new(),
+            for_fallback: ForFallback::default(),
+            remarks: Vec::new(),
+            unrecorded: Unrecorded::default(),
+        }
+    }
+
     /// The lowest version whose workers can deliver such a slice.
     pub fn version(head: &Head, unrecorded: &Unrecorded) -> u32 {
         if head.has_own_times() {

@@ -11,7 +11,7 @@ use crate::domain::fallback::{FailureClass, Fallback};
 use crate::domain::ids::{JobId, Owner, SliceId};
 use crate::domain::lane::Priority;
 use crate::domain::message::{Content, Options};
-use crate::domain::slice::{Addressed, DueLater, Head, SLICE_VERSION_PLAIN, Shape, Unrecorded};
+use crate::domain::slice::{Addressed, DueLater, Head, Shape};
 
 /// A list of this many recipients, some of them twice, in one slice.
 pub(in crate::domain) fn slice(people: u32, repeats: u32) -> Slice {
@@ -42,27 +42,14 @@ pub(in crate::domain) fn slice(people: u32, repeats: u32) -> Slice {
         fell_from: None,
     };
     Slice {
-        v: SLICE_VERSION_PLAIN,
-        head: Arc::new(head),
-        id: SliceId::new("all", 0),
         entries: people + repeats,
-        shape: Shape { buckets: 1 },
-        lane: "im.normal.0".parse().unwrap(),
-        first_attempt_at_ms: None,
-        due_at_ms: None,
-        due_later: Vec::new(),
         recipients: (0..people).map(|number| format!("user-{number}")).collect(),
-        enumeration: None,
-        together: None,
-        vars: Vec::new(),
-        attempts: Vec::new(),
-        calls: Vec::new(),
-        ended: None,
-        retries: 0,
-        doubts: Vec::new(),
-        for_fallback: ForFallback::default(),
-        remarks: Vec::new(),
-        unrecorded: Unrecorded::default(),
+        ..Slice::new(
+            Arc::new(head),
+            SliceId::new("all", 0),
+            Shape { buckets: 1 },
+            "im.normal.0".parse().unwrap(),
+        )
     }
 }
 

@@ -8,13 +8,12 @@ use super::{Expansion, IntakeEnd, SentOut};
 use crate::clock::now_ms;
 use crate::domain::announce::EventKind;
 use crate::domain::audience::Member;
-use crate::domain::fallback::ForFallback;
 use crate::domain::ids::{Fingerprinter, SliceId};
 use crate::domain::job::{self, Job};
 use crate::domain::lane::{EXPRESS_RECIPIENTS_MAX, Lane};
 use crate::domain::message_id::KeepsIds;
 use crate::domain::slice::{
-    Cut, Cutter, Enumeration, Head, Shape, Slice, Together, Unrecorded, slice_recipients,
+    Cut, Cutter, Enumeration, Head, Shape, Slice, Together, slice_recipients,
 };
 use crate::json;
 use crate::metrics::{JobResult, LedgerStep};
@@ -117,37 +116,20 @@ impl<B: Session, S: Store, T: Transport, P: Publisher> Expansion<B, S, T, P> {
         submission: &Submission,
     ) -> Result<(), Lost> {
         let lane = self.lane(job, ALL_EXPECTED).await?;
+        let enumeration = Enumeration {
+            cursor: None,
+            number: 1,
+            failures: 0,
+            exclude: job
+                .excluded()
+                .iter()
+                .map(|id| id.clone().into_owned())
+                .collect(),
+        };
+        let (head, id) = (Arc::new(job.head.clone()), SliceId::new("all", 0));
         let slice = Slice {
-            v: Slice::version(&job.head, &Unrecorded::default()),
-            head: Arc::new(job.head.clone()),
-            id: SliceId::new("all", 0),
-            entries: 0,
-            shape: submission.shape,
-            lane: lane.clone(),
-            first_attempt_at_ms: None,
-            due_at_ms: None,
-            due_later: Vec::new(),
-            together: None,
-            recipients: Vec::new(),
-            enumeration: Some(Enumeration {
-                cursor: None,
-                number: 1,
-                failures: 0,
-                exclude: job
-                    .excluded()
-                    .iter()
-                    .map(|id| id.clone().into_owned())
-                    .collect(),
-            }),
-            vars: Vec::new(),
-            attempts: Vec::new(),
-            calls: Vec::new(),
-            ended: None,
-            retries: 0,
-            doubts: Vec::new(),
-            for_fallback: ForFallback::default(),
-            remarks: Vec::new(),
-            unrecorded: Unrecorded::default(),
+            enumeration: Some(enumeration),
+            ..Slice::new(head, id, submission.shape, lane.clone())
         };
         self.send(vec![
             slice.outgoing(Route::Lane(lane), self.traceparent.clone()),
@@ -269,16 +251,7 @@ impl<B: Session, S: Store, T: Transport, P: Publisher> Expansion<B, S, T, P> {
             .iter()
             .map(|member| member.vars.map(ToOwned::to_owned));
         let slice = Slice {
-            v: Slice::version(head, &Unrecorded::default()),
-            head: Arc::clone(head),
-            id: cut.id,
             entries: cut.entries,
-            shape,
-            lane: lane.clone(),
-            first_attempt_at_ms: None,
-            due_at_ms: None,
-            due_later: Vec::new(),
-            enumeration: None,
             together: together.cloned(),
             vars: if personal { vars.collect() } else { Vec::new() },
             recipients: cut
@@ -286,14 +259,7 @@ impl<B: Session, S: Store, T: Transport, P: Publisher> Expansion<B, S, T, P> {
                 .into_iter()
                 .map(|member| member.id.into_owned())
                 .collect(),
-            attempts: Vec::new(),
-            calls: Vec::new(),
-            ended: None,
-            retries: 0,
-            doubts: Vec::new(),
-            for_fallback: ForFallback::default(),
-            remarks: Vec::new(),
-            unrecorded: Unrecorded::default(),
+            ..Slice::new(Arc::clone(head), cut.id, shape, lane.clone())
         };
         slice.outgoing(Route::Lane(lane.clone()), self.traceparent.clone())
     }
