@@ -92,8 +92,8 @@ pub struct Settings {
     pub targets: Vec<String>,
     /// How long a job and its recipients are remembered after it has completed.
     pub dedup_window: Duration,
-    /// How long a commit may wait for others to join it. It only waits for as many as joined the
-    /// last commit, so a lone writer never waits.
+    /// How long a commit may wait for others to join it. It only waits for as many as joined each of
+    /// the last two commits, so a lone writer never waits.
     pub commit_wait_max: Duration,
     /// Steps in one commit.
     pub commit_ops_max: usize,

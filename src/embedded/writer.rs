@@ -2,8 +2,8 @@
 //!
 //! A step is a closure over the tables of the current transaction. It sees the changes of the steps
 //! before it, and is answered when the commit that holds it is synced to disk. A commit waits a
-//! little for as many steps as the last one had: callers that were answered together tend to come
-//! back together, and a lone caller never waits.
+//! little for as many steps as each of the last two had: callers that were answered together tend
+//! to come back together. A caller that is alone once more does not wait.
 //!
 //! Nobody waits for an ack: it goes into the next commit, or into one of its own when none comes
 //! within [`ACK_WAIT`]. A message whose ack a crash takes away is delivered again.
@@ -273,11 +273,28 @@ pub(super) struct Parts {
     pub(super) lock: FolderLock,
 }
 
+/// How many steps the last two commits had.
+#[derive(Default)]
+struct Joined([usize; 2]);
+
+impl Joined {
+    fn note(&mut self, steps: usize) {
+        let Self([last, before]) = self;
+        *before = std::mem::replace(last, steps);
+    }
+
+    /// The steps that the next commit waits for. A single commit with several steps says little: of
+    /// a small job, two steps meet once, and one of them has no successor.
+    fn expected(&self) -> usize {
+        let Self([last, before]) = self;
+        *last.min(before)
+    }
+}
+
 pub(super) struct Writer {
     parts: Parts,
     commands: mpsc::Receiver<WriterCommand>,
-    /// Steps of the last commit.
-    joined: usize,
+    joined: Joined,
     /// Acks that are not written yet.
     owed: Vec<Ack>,
     /// When they are written at the latest.
@@ -295,7 +312,7 @@ impl Writer {
         let writer = Self {
             parts,
             commands,
-            joined: 1,
+            joined: Joined::default(),
             owed: Vec::new(),
             owed_until: sweep_at,
             failed: None,
@@ -330,6 +347,7 @@ impl Writer {
             match self.commands.recv_timeout(wait) {
                 Ok(WriterCommand::Step(first)) => {
                     let (group, stopping) = self.collect(first);
+                    self.joined.note(group.len());
                     asked_to_stop = stopping;
                     self.commit(group);
                 }
@@ -363,11 +381,12 @@ impl Writer {
         first: Box<dyn Step>,
     ) -> (Vec<Box<dyn Step>>, Option<oneshot::Sender<()>>) {
         let deadline = Instant::now() + self.parts.wait_max;
+        let expected = self.joined.expected();
         let mut bytes = first.bytes();
         let mut group = vec![first];
         while group.len() < self.parts.steps_max && bytes < COMMIT_BYTES_MAX {
             let command = match self.commands.try_recv() {
-                Err(mpsc::TryRecvError::Empty) if group.len() < self.joined => {
+                Err(mpsc::TryRecvError::Empty) if group.len() < expected => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     self.commands.recv_timeout(left).ok()
                 }
@@ -395,9 +414,6 @@ impl Writer {
 
     /// Makes one commit of these steps and of the acks, and answers the steps.
     fn commit(&mut self, mut group: Vec<Box<dyn Step>>) {
-        if !group.is_empty() {
-            self.joined = group.len();
-        }
         if group.is_empty() || group.iter().any(|step| step.writes()) {
             let owed = std::mem::take(&mut self.owed);
             group.extend(owed.into_iter().map(|ack| Box::new(ack) as Box<dyn Step>));
@@ -544,6 +560,27 @@ impl Writer {
             writes: true,
             done,
         })]);
-        self.joined = 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Joined;
+
+    /// What each commit waits for, after the commits before it had these steps.
+    fn expected(commits: &[usize]) -> Vec<usize> {
+        let mut joined = Joined::default();
+        let after = |steps: &usize| {
+            joined.note(*steps);
+            joined.expected()
+        };
+        commits.iter().map(after).collect()
+    }
+
+    #[test]
+    fn a_commit_waits_for_those_that_come_together_again_and_again() {
+        // A small job on an idle engine: nobody waits.
+        assert_eq!(expected(&[1, 2, 1, 1, 2, 1]), [0, 1, 1, 1, 1, 1]);
+        assert_eq!(expected(&[1, 8, 8, 8, 3, 8]), [0, 1, 8, 8, 3, 3]);
     }
 }
