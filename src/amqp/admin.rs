@@ -4,8 +4,9 @@
 //! everything returns when it closes its channel. A quorum queue hands at most 2,000 unacked
 //! messages to a consumer without a limit and 65,535 to one with a limit. So the reader uses one
 //! consumer after the other on one channel, each for a page that fits in memory: the number of
-//! messages is not bounded, the bodies in memory are. Up to 32 pages come back in their order. With
-//! more pages they come back in any order, and later readings show them so.
+//! messages is not bounded, the bodies in memory are. What a cancelled consumer took stays with the
+//! channel. Up to 32 pages come back in their order. With more pages they come back in any order, and
+//! later readings show them so.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -15,8 +16,8 @@ use bytes::Bytes;
 use fanwise_net::amqp::{AmqpError, Dial, Link};
 use futures_util::StreamExt;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, BasicQosOptions,
-    ConfirmSelectOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions,
+    BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions,
 };
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -164,10 +165,10 @@ pub(super) struct QueueReader<'a> {
     connection: Link,
     /// The messages that were taken belong to it.
     channel: Channel,
-    /// One per page. They stay as long as the channel: the messages that they hold are not shown
-    /// again by the next page. A consumer that is dropped earlier cancels itself in the background,
-    /// and a cancel that reaches the broker after the close of its channel ends the connection.
-    consumers: Vec<lapin::Consumer>,
+    /// That of the last page, with room for a page. The queue has a consumer at any moment, which
+    /// tells others that messages are held.
+    consumer: Option<lapin::Consumer>,
+    pages: u32,
     /// Holds the lock, asks for the queue's counts, and publishes.
     aside: Channel,
     /// The number of messages at the start.
@@ -193,7 +194,8 @@ impl<'a> QueueReader<'a> {
             queue,
             connection,
             channel,
-            consumers: Vec::new(),
+            consumer: None,
+            pages: 0,
             aside,
             ready: before.ready,
         })
@@ -207,10 +209,7 @@ impl<'a> QueueReader<'a> {
         let mut left = self.ready;
         while left > 0 {
             let page = u16::try_from(left).map_or(PAGE_MESSAGES, |left| left.min(PAGE_MESSAGES));
-            let mut consumer = self.consume(self.consumers.len(), page).await?;
-            let read = self.page(&mut consumer, page, &mut visit).await;
-            self.consumers.push(consumer);
-            let (of_page, goes_on) = read?;
+            let (of_page, goes_on) = self.page(page, &mut visit).await?;
             shown += of_page;
             if goes_on.is_break() {
                 break;
@@ -223,23 +222,25 @@ impl<'a> QueueReader<'a> {
     /// Shows the messages of one page. Returns how many there were and whether another page may
     /// follow.
     async fn page(
-        &self,
-        consumer: &mut lapin::Consumer,
+        &mut self,
         page: u16,
         visit: &mut impl FnMut(RetainedMessage) -> ControlFlow<()>,
     ) -> Result<(u64, ControlFlow<()>), AmqpError> {
+        let dial = self.dial;
+        let consumer = self.turn_page(page).await?;
         for shown in 1..=u64::from(page) {
             let Ok(item) = timeout(SILENCE_MAX, consumer.next()).await else {
                 return Ok((shown - 1, ControlFlow::Break(())));
             };
-            if visit(kept_message(self.dial.delivered(item)?)).is_break() {
+            if visit(kept_message(dial.delivered(item)?)).is_break() {
                 return Ok((shown, ControlFlow::Break(())));
             }
         }
         Ok((page.into(), ControlFlow::Continue(())))
     }
 
-    async fn consume(&self, index: usize, page: u16) -> Result<lapin::Consumer, AmqpError> {
+    /// Begins a page. The consumer of the page before has taken all that it may.
+    async fn turn_page(&mut self, page: u16) -> Result<&mut lapin::Consumer, AmqpError> {
         let what = || format!("read queue `{}`", self.queue);
         let qos = self
             .channel
@@ -248,11 +249,20 @@ impl<'a> QueueReader<'a> {
         let consumed = self.channel.basic_consume(
             self.dial.name(self.queue)?,
             // The broker returns the messages of a few consumers in the order of their tags.
-            format!("page-{index:06}").into(),
+            format!("page-{:06}", self.pages).into(),
             BasicConsumeOptions::default(),
             FieldTable::default(),
         );
-        self.dial.ask(what(), consumed).await
+        let consumer = self.dial.ask(what(), consumed).await?;
+        self.pages += 1;
+        // Cancelled before it is dropped: it would cancel itself in the background, and a cancel that
+        // reaches the broker after the close of its channel ends the connection.
+        if let Some(before) = &self.consumer {
+            let cancelled =
+                (self.channel).basic_cancel(before.tag(), BasicCancelOptions::default());
+            self.dial.ask(what(), cancelled).await?;
+        }
+        Ok(self.consumer.insert(consumer))
     }
 
     /// The number of messages at the start.

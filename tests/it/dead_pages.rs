@@ -13,6 +13,7 @@ use fanwise::ports::{
 };
 use serde_json::{Value, json};
 
+use crate::support::process::resident_kib;
 use crate::support::retained::break_off_removal;
 use crate::support::wait::until;
 use crate::support::world::{Plan, World, http_get};
@@ -118,21 +119,63 @@ fn broker_of(world: &World) -> Rabbit {
     Rabbit::new(settings).unwrap()
 }
 
+/// Publishes letters of one job, about one recipient each. Returns the recipients.
+async fn publish_many<E: std::fmt::Debug>(
+    count: usize,
+    publish: impl AsyncFn(Vec<Outgoing>) -> Result<(), E>,
+) -> Vec<String> {
+    let names: Vec<_> = (0..count).map(|it| format!("user-{it:05}")).collect();
+    for names in names.chunks(500) {
+        let letters = names.iter().map(|it| letter("many", it)).collect();
+        publish(letters).await.unwrap();
+    }
+    names
+}
+
+/// Promise 9 at a reader of retained messages: its memory does not depend on their number.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_many_letters_takes_bounded_memory() {
+    const LETTERS: usize = 30_000;
+    /// Letters after which it has all the memory that it needs.
+    const FIRST: usize = 10_000;
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("dead-memory").await;
+    let rabbit = broker_of(&world);
+    let session = rabbit.connect().await.unwrap();
+    publish_many(LETTERS, async |letters| {
+        session.publisher().publish(letters).await
+    })
+    .await;
+    let own = std::process::id();
+    let (mut shown, mut first_kib, mut last_kib) = (0, 0, 0);
+    let visit = |_| {
+        shown += 1;
+        match shown {
+            FIRST => first_kib = resident_kib(own, "RssAnon:"),
+            LETTERS => last_kib = resident_kib(own, "RssAnon:"),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    };
+    let read = rabbit.read(RetainedQueue::Dead, visit).await.unwrap();
+    assert_eq!(read, LETTERS as u64);
+    let bytes = last_kib.saturating_sub(first_kib) * 1024 / (LETTERS - FIRST) as u64;
+    println!("{first_kib} KiB, then {last_kib} KiB: {bytes} bytes a letter");
+    assert!(bytes < 40, "{bytes} bytes a letter");
+    session.close().await;
+    world.end().await;
+}
+
 /// A gateway reads the queue once. After that it answers while another process holds the queue, with
 /// the letters that come meanwhile, and finds a job without a look at the others.
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_do_not_read_the_queue() {
-    const LETTERS: usize = 20_000;
     let Some(plan) = Plan::shared() else { return };
     let world = plan.start("dead-index").await;
     let rabbit = broker_of(&world);
     let session = rabbit.connect().await.unwrap();
     let publish = async |letters: Vec<Outgoing>| session.publisher().publish(letters).await;
-    let names: Vec<_> = (0..LETTERS).map(|it| format!("user-{it:05}")).collect();
-    for names in names.chunks(500) {
-        let letters = names.iter().map(|it| letter("many", it)).collect();
-        publish(letters).await.unwrap();
-    }
+    let names = publish_many(20_000, publish).await;
     let gateway = world.gateway(&[]).await;
     let many = JobId::of("default", "many").to_string();
     let rows = listed(gateway.port, 1000).await;

@@ -19,12 +19,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::support::mock;
-use crate::support::process::{Finished, Process, fanwise, run_fanwise};
+use crate::support::process::{Finished, Process, fanwise, resident_kib, run_fanwise};
 use crate::support::relay::{Relay, Way};
 use crate::support::scratch::Scratch;
 use crate::support::servers::{PrivateRabbit, redis_url};
 use crate::support::wait::until;
-use crate::support::world::{BOUND, Gateway, Plan, World, free_port, users};
+use crate::support::world::{BOUND, Plan, World, free_port, users};
 
 /// An HTTP answer.
 #[derive(Debug)]
@@ -760,13 +760,6 @@ async fn fanwise_send_uploads_a_long_list() {
 
 // --- Gateways of RabbitMQ and Redis --------------------------------------------------------------
 
-fn resident_kib(gateway: &Gateway, field: &str) -> u64 {
-    let status = format!("/proc/{}/status", gateway.process.pid());
-    let status = std::fs::read_to_string(status).unwrap();
-    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 /// As many recipients as one upload should hold; fewer would show the same bound in less time.
 const MANY: usize = 1_000_000;
 
@@ -776,7 +769,7 @@ async fn a_million_recipients_are_taken_in_bounded_memory() {
     let Some(plan) = Plan::shared() else { return };
     let world = plan.start("upload-many").await;
     let gateway = world.gateway(&[]).await;
-    let before = resident_kib(&gateway, "VmRSS:");
+    let before = resident_kib(gateway.process.pid(), "VmRSS:");
     let mut list = String::with_capacity(MANY * 12);
     for number in 0..MANY {
         let _ = writeln!(list, "\"user-{number}\"");
@@ -794,7 +787,7 @@ async fn a_million_recipients_are_taken_in_bounded_memory() {
         (&taken.json()["recipients"], &taken.json()["messages"]),
         (&json!(MANY), &json!(40))
     );
-    let peak = resident_kib(&gateway, "VmHWM:");
+    let peak = resident_kib(gateway.process.pid(), "VmHWM:");
     println!(
         "accepted in {:?}, {before} KiB before, {peak} KiB at most",
         began.elapsed()

@@ -313,3 +313,10 @@ mod tests {
         shell("echo nothing").until_prints("ready", BOUND).await;
     }
 }
+
+/// A figure in KiB of `/proc/PID/status`.
+pub(crate) fn resident_kib(pid: u32, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
