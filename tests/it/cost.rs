@@ -4,6 +4,7 @@
 
 use std::time::Instant;
 
+use fanwise::domain::ids::JobId;
 use redis::AsyncCommands as _;
 use serde_json::json;
 
@@ -140,8 +141,34 @@ async fn a_job_of_one_recipient_costs_few_steps() {
         metrics.get(&name).copied().unwrap_or_default() / f64::from(JOBS)
     });
     assert_eq!(counted, [1.0, 0.0, 1.0, 1.0, 1.0, 1.0], "{steps:?}");
+    few_bytes(&world).await;
     worker.drain().await;
     world.end().await;
+}
+
+/// What the first job has in Redis: its keys, and the bytes of their fields and values, which are the
+/// same on every server.
+async fn few_bytes(world: &World) {
+    let client = redis::Client::open(world.redis.as_str()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let header = format!("{}:{{{}}}", world.name, JobId::of("default", "n-0"));
+    let mut hashes = 0;
+    for part in ["", ":slices", ":submissions"] {
+        let key = format!("{header}{part}");
+        let fields: Vec<Vec<u8>> = redis::cmd("HGETALL")
+            .arg(&key)
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        let bytes: usize = fields.iter().map(Vec::len).sum();
+        println!("{key}: {bytes} bytes in {} fields", fields.len() / 2);
+        hashes += bytes;
+    }
+    let bucket: usize = connection.strlen(format!("{header}:0")).await.unwrap();
+    assert_eq!(bucket, 11);
+    let keys: Vec<String> = connection.keys(format!("{header}*")).await.unwrap();
+    assert_eq!(keys.len(), 4, "{keys:?}");
+    assert!(hashes <= 262, "{hashes} bytes");
 }
 
 /// The slices of a list touch few buckets, however many parts it travels in.

@@ -64,7 +64,7 @@ local template = row[5] or '0'
 if first then
   buckets = ARGV[8]
   begin('app', ARGV[1], 'client_msg_no', ARGV[2], 'target', ARGV[3], 'digest', ARGV[4],
-    'buckets', buckets, 'accepted_at_ms', ARGV[9], 'parts', ARGV[7], 'priority', ARGV[16])
+    'buckets', buckets, 'accepted_at_ms', ARGV[9], 'priority', ARGV[16])
   if ARGV[10] ~= '' then
     call('HSET', HEADER, 'warnings', ARGV[10])
   end
@@ -91,9 +91,6 @@ else
   elseif digest ~= ARGV[4] then
     return { 'conflict' }
   end
-  if tonumber(ARGV[7]) > tonumber(parts or 0) then
-    call('HSET', HEADER, 'parts', ARGV[7])
-  end
   local old, wanted = tonumber(buckets), tonumber(ARGV[8])
   if wanted >= RESHAPE_FROM * old and wanted <= RESHAPE_BUCKETS
     and tonumber(row[4] or 0) <= RESHAPE_RECORDS then
@@ -106,6 +103,10 @@ else
   end
 end
 
+-- A job that comes in one part does not say so: every job has one.
+if tonumber(ARGV[7]) > tonumber(parts or 1) then
+  call('HSET', HEADER, 'parts', ARGV[7])
+end
 -- The first submission that names a callback or a reply queue decides.
 if ARGV[14] ~= '' then
   call('HSETNX', HEADER, 'callback_url', ARGV[14])
@@ -139,7 +140,11 @@ end
 -- Slices that came before (the ledger was lost in between) have already added their entries to the
 -- total.
 local seen = submission and tonumber(sub(submission, 2)) or 0
-call('HSET', SUBMISSIONS, ARGV[5], ARGV[6] .. ':' .. ARGV[17], 'cut ' .. ARGV[5], ARGV[18])
+call('HSET', SUBMISSIONS, ARGV[5], ARGV[6] .. ':' .. ARGV[17])
+-- A list of one recipient is one slice, however it is cut.
+if ARGV[6] ~= '1' then
+  call('HSET', SUBMISSIONS, 'cut ' .. ARGV[5], ARGV[18])
+end
 if ARGV[17] == '1' then
   call('HINCRBY', HEADER, 'expanded', 1)
 end

@@ -157,7 +157,10 @@ local function settle(turn, counted, buckets, from, last, ids)
       call('HINCRBY', HEADER, 'lost', -math.min(lost, over))
       stands = standing()
     end
-    note(now, settled_of(stands))
+    -- A job with nothing left has no pace.
+    if stands[8] == 0 then
+      note(now, settled_of(stands))
+    end
     return after, { stood, missing, unpack(stands) }
   end
   return after, { stood, missing, unpack(standing()) }
