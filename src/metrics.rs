@@ -171,6 +171,8 @@ metrics! {
            transient or config in fanwise_calls_total";
     calls_in_flight: IntGaugeVec("fanwise_calls_in_flight", ["target"])
         = "Calls whose answer has not come yet";
+    calls_in_flight_max: IntGaugeVec("fanwise_calls_in_flight_max", ["target"])
+        = "Calls that a target may have in flight at this process: its calls_in_flight, or what that has adapted to";
     retries: IntCounterVec("fanwise_retries_total", ["target"])
         = "Recipients put on the ladder for another attempt";
     unretried: IntCounterVec("fanwise_unretried_total", ["target"])

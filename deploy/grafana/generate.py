@@ -167,7 +167,7 @@ OVERVIEW = [
 TARGETS = [
     ("Speed", [
         graph("Rate and limit", [(rate("fanwise_recipients_total", "target"), "{{target}}"), (LIMIT, "{{target}} limit")], "The limit in force, live changes included.", unit="ops", width=12, alert="RateFarBelowLimit"),
-        graph("Calls in flight", [("sum by (target) (fanwise_calls_in_flight{@t})", "{{target}}")], "At the configured maximum: raise it or add workers.", width=12),
+        graph("Calls in flight", [("sum by (target) (fanwise_calls_in_flight{@t})", "{{target}}"), ("sum by (target) (fanwise_calls_in_flight_max{@t})", "{{target}} max")], "At the maximum: raise it or add workers.", width=12),
         graph("Waits for a limit", quantiles("fanwise_throttle_wait_seconds"), "Time that slices waited for a rate limit inside a delivery.", unit="s"),
         graph("Which limit decides", [('sum by (scope) (rate(fanwise_throttle_decisions_total{@n, result="limited"}[$__rate_interval]))', "{{scope}}")], "Leases that a limit reduced or delayed, by the limit.", unit="ops"),
         table("Limits in force", "max by (scope, name) (fanwise_limit_recipients_per_second{@n})", "Recipients per second. Change them with `fanwise limits set`.", {"Value": "recipients/s"}),

@@ -4,8 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
 use super::{Trust, build, namespace};
 use crate::config::{Config, TargetConfig};
 use crate::domain::outcome::OnUncertain;
@@ -14,8 +12,8 @@ use crate::http::client::{Client, ClientSettings};
 use crate::metrics::Metrics;
 use crate::ports::{Store, Target};
 use crate::runtime::{
-    AppRuntime, AtWork, CallLog, Callbacks, CallsUnderWay, Context, Health, Keyring, Settings,
-    TargetRuntime,
+    AppRuntime, AtWork, CallLog, CallPlaces, Callbacks, CallsUnderWay, Context, Health, Keyring,
+    Settings, TargetRuntime,
 };
 use crate::service::control::{Facts, SharedLimit, TargetFacts};
 
@@ -111,13 +109,15 @@ fn target_runtime(
     metrics: &Metrics,
 ) -> Result<TargetRuntime, Failure> {
     let target = build(name, config)?;
-    let slices = (config.calls_in_flight / WINDOW_CALLS).max(SLICES_MIN);
+    let slices = (config.calls_in_flight.most() / WINDOW_CALLS).max(SLICES_MIN);
     let slices = slices.min(all.worker.slice_concurrency);
+    let metrics = metrics.target(name);
+    let places = metrics.in_flight_max.clone();
     Ok(TargetRuntime {
         name: name.to_owned(),
         call_timeout: config.call_timeout,
-        calls: Arc::new(Semaphore::new(config.calls_in_flight)),
-        window_calls: config.calls_in_flight.div_ceil(slices),
+        calls: CallPlaces::new(config.calls_in_flight, places),
+        window_calls: config.calls_in_flight.most().div_ceil(slices),
         slices,
         limit: config.limit.or(target.profile().limit),
         daily_limit: config.daily_limit,
@@ -135,7 +135,7 @@ fn target_runtime(
         under_way: CallsUnderWay::default(),
         at_work: AtWork::default(),
         call_log: CallLog::default(),
-        metrics: metrics.target(name),
+        metrics,
         keyring: Keyring::default(),
         directory_keyring: Keyring::default(),
         target,

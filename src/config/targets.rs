@@ -11,6 +11,7 @@ use super::signatures::read_scheme;
 use super::{HOUR, MINUTE, SECOND, retry, servers};
 use crate::domain::breaker::BreakerRule;
 use crate::domain::codes::ClassByCode;
+use crate::domain::concurrency::CallsInFlight;
 use crate::domain::cost::{COST_MAX, Prices};
 use crate::domain::limits::Rate;
 use crate::domain::message::kinds;
@@ -26,8 +27,8 @@ pub struct TargetConfig {
     /// `call_timeout`: longest wait for an answer; after that the call is in doubt. Default 10s;
     /// 100ms to 5m.
     pub call_timeout: Duration,
-    /// `calls_in_flight`: calls at a time, per worker. Default 256; 1 to 10000.
-    pub calls_in_flight: usize,
+    /// `calls_in_flight`: calls at a time, per worker. Default 256; 1 to 10000, or "auto".
+    pub calls_in_flight: CallsInFlight,
     /// `limit`: a rate that all workers share, such as `"2000/s burst 200"`, in calls unless it
     /// says `per recipient`. Default: slightly less than the system allows; for most systems none.
     pub limit: Option<Rate>,
@@ -155,7 +156,7 @@ fn read_as(
         retry: retry::changes(section, retry, findings),
         settings,
         call_timeout: section.duration("call_timeout", 10 * SECOND, call_timeout, findings),
-        calls_in_flight: section.integer("calls_in_flight", 256, 1..=10_000, findings) as usize,
+        calls_in_flight: section.calls_in_flight("calls_in_flight", 256, 1..=10_000, findings),
         limit: section.rate("limit", findings),
         daily_limit: section.daily_rate("daily_limit", findings),
         sender_limit: section.rate("sender_limit", findings),

@@ -19,6 +19,7 @@ pub mod breaker;
 mod canonical;
 /// Gives the codes of a backend another class, as a target configures it.
 pub mod codes;
+pub mod concurrency;
 /// What a message costs, in units of the limits of its target.
 pub mod cost;
 /// One delivery of a slice: the state of each of its recipients.

@@ -25,6 +25,7 @@ pub struct TargetMetrics {
     pub(super) unreached: IntCounter,
     pub(super) seconds: Histogram,
     pub in_flight: IntGauge,
+    pub in_flight_max: IntGauge,
     pub retries: IntCounter,
     pub unretried: IntCounter,
     pub unguarded: IntCounter,

@@ -112,6 +112,7 @@ impl Metrics {
             unreached: self.unreached.with_label_values(&[target]),
             seconds: self.call_seconds.with_label_values(&[target]),
             in_flight: self.calls_in_flight.with_label_values(&[target]),
+            in_flight_max: self.calls_in_flight_max.with_label_values(&[target]),
             retries: self.retries.with_label_values(&[target]),
             unretried: self.unretried.with_label_values(&[target]),
             unguarded: self.unguarded.with_label_values(&[target]),

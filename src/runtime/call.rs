@@ -140,8 +140,10 @@ impl<T: Transport> Caller<'_, T> {
         };
         metrics.in_flight.inc();
         let _in_flight = self.target.under_way.begin();
+        let began = Instant::now();
         let sent = send(self.transport, target.login(), held, timeout, sign, request).await;
         metrics.in_flight.dec();
+        self.target.calls.heard(began.elapsed(), &sent);
         if let Err(SendError::NotSent { .. }) = &sent {
             metrics.unreached();
         }

@@ -7,12 +7,13 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::at_work::AtWork;
 use super::backlog::Backlog;
 use super::call_log::CallLog;
+use super::call_places::CallPlaces;
 use super::callbacks::Callbacks;
 use super::complete_lists::CompleteLists;
 use super::credential::Keyring;
@@ -81,8 +82,7 @@ pub struct TargetRuntime {
     pub name: String,
     pub target: Box<dyn Target>,
     pub call_timeout: Duration,
-    /// One permit per call in flight.
-    pub calls: Arc<Semaphore>,
+    pub calls: CallPlaces,
     /// Most calls one slice starts at a time.
     pub window_calls: usize,
     /// Slices that make calls at a time, without those of the express lane.

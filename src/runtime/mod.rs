@@ -9,6 +9,7 @@ mod at_work;
 pub(crate) mod backlog;
 pub(crate) mod call;
 mod call_log;
+mod call_places;
 mod callbacks;
 mod census;
 mod complete_lists;
@@ -33,6 +34,7 @@ use std::time::Duration;
 
 pub use self::at_work::AtWork;
 pub use self::call_log::CallLog;
+pub use self::call_places::CallPlaces;
 pub use self::callbacks::Callbacks;
 pub use self::census::count_cluster;
 pub use self::context::{AppRuntime, Context, Parking, RECONNECT, Settings, TargetRuntime};

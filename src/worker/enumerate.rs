@@ -145,7 +145,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         directory: &dyn Directory,
         cursor: Option<&str>,
     ) -> Result<Page, TargetAnswer> {
-        let _permit = self.target.calls.acquire().await;
+        let _permit = self.target.calls.take().await;
         match self.ask(directory, cursor).await? {
             (Err(answer), Some(held)) if answer.stale => {
                 self.target.directory_keyring.refuse(&held);

@@ -19,6 +19,8 @@ mod audience_url;
 mod boundaries;
 /// Promise 11: the resources that one caller may use, so that the others get in.
 mod bounds;
+/// Calls in flight that adapt to their target.
+mod call_places;
 /// The command line through a server, as somebody far away uses it.
 mod command_line;
 /// The promises of every engine: one suite for the ports, on the embedded engine, in memory and on

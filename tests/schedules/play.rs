@@ -10,6 +10,7 @@ use bytes::Bytes;
 use fanwise::clock;
 use fanwise::domain::breaker::BreakerRule;
 use fanwise::domain::codes::ClassByCode;
+use fanwise::domain::concurrency::CallsInFlight;
 use fanwise::domain::cost::Prices;
 use fanwise::domain::directive::{Action, Directive, Scope, Subject};
 use fanwise::domain::ids::JobId;
@@ -22,11 +23,11 @@ use fanwise::ports::{
     Session as _, Target,
 };
 use fanwise::runtime::{
-    AppRuntime, AtWork, CallLog, CallsUnderWay, Context, Health, Keyring, Settings, TargetRuntime,
+    AppRuntime, AtWork, CallLog, CallPlaces, CallsUnderWay, Context, Health, Keyring, Settings,
+    TargetRuntime,
 };
 use fanwise::worker::Worker;
 use fastrand::Rng;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -258,11 +259,12 @@ pub(crate) fn target(
     name: &str,
     target: impl Target,
 ) -> TargetRuntime {
+    let metrics = metrics.target(name);
     TargetRuntime {
         name: name.to_owned(),
         target: Box::new(target),
         call_timeout: CALL_TIMEOUT,
-        calls: Arc::new(Semaphore::new(16)),
+        calls: CallPlaces::new(CallsInFlight::Fixed(16), metrics.in_flight_max.clone()),
         window_calls: plan.window_calls,
         slices: 2,
         limit: plan.limit.map(|limit| limit.parse().unwrap()),
@@ -286,7 +288,7 @@ pub(crate) fn target(
             ratio: 0.5,
             window: Duration::from_secs(10),
         }),
-        metrics: metrics.target(name),
+        metrics,
         under_way: CallsUnderWay::default(),
         at_work: AtWork::default(),
         call_log: CallLog::default(),

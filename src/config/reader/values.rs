@@ -8,6 +8,7 @@ use toml::Value;
 
 use super::Section;
 use super::findings::{Findings, Origin};
+use crate::domain::concurrency::CallsInFlight;
 use crate::domain::limits::Rate;
 use crate::domain::schedule::{duration_text, parse_duration};
 use crate::secret::{Secret, without_credentials};
@@ -223,6 +224,35 @@ impl Section {
             number.filter(|number| bounds.contains(number))
         };
         self.value(name, default, u64::to_string, expected, parse, findings)
+    }
+
+    /// A whole number, or "auto".
+    pub(in crate::config) fn calls_in_flight(
+        &mut self,
+        name: &'static str,
+        default: usize,
+        bounds: RangeInclusive<usize>,
+        findings: &mut Findings,
+    ) -> CallsInFlight {
+        const AUTO: &str = "auto";
+        let (least, most) = (bounds.start(), bounds.end());
+        let expected = format!("a whole number, {least} to {most}, or {AUTO:?}");
+        let parse = |value: &Value| {
+            let number = match value {
+                Value::Integer(number) => usize::try_from(*number).ok(),
+                Value::String(text) if text == AUTO => return Some(CallsInFlight::Auto),
+                Value::String(text) => text.parse().ok(),
+                _ => None,
+            };
+            let number = number.filter(|number| bounds.contains(number));
+            number.map(CallsInFlight::Fixed)
+        };
+        let show = |calls: &CallsInFlight| match calls {
+            CallsInFlight::Fixed(calls) => calls.to_string(),
+            CallsInFlight::Auto => format!("{AUTO:?}"),
+        };
+        let default = CallsInFlight::Fixed(default);
+        self.value(name, default, show, expected, parse, findings)
     }
 
     /// An optional whole number.

@@ -95,7 +95,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
         }
         let called = caller.call(calls, recipients, call.in_doubt).await;
         let took = started.elapsed();
-        drop(permit);
+        self.target.calls.give_back(permit);
         if let Some(called) = &called {
             spans::answered(span, &called.verdict);
             self.target.metrics.call(class_of(&called.verdict), took);

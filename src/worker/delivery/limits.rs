@@ -116,7 +116,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
                 return Ok(None);
             };
             let recipients = units.recipients;
-            if let Ok(first) = self.target.calls.try_acquire() {
+            if let Some(first) = self.target.calls.try_take() {
                 return self.admitted(places, recipients, Some(units), first).await;
             }
             // Units do not wait for a place, where they would get too old: others take them.
@@ -143,7 +143,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         units: Option<Units>,
         mut permits: SemaphorePermit<'a>,
     ) -> Result<Option<Granted<'a>>, Pause> {
-        let free = &*self.target.calls;
+        let free = &self.target.calls;
         let parked = self.session.context.park_of(&self.target.name).is_some();
         let admission = match parked {
             true => None,
@@ -154,8 +154,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
                 // A recipient may get a call of its own, if its last call was refused because of
                 // others.
                 let wanted = places.min(recipients);
-                let more = free.available_permits().min(wanted.saturating_sub(1));
-                if let Ok(more) = free.try_acquire_many(more as u32) {
+                if let Some(more) = free.try_take_some(wanted.saturating_sub(1)) {
                     permits.merge(more);
                 }
             }
@@ -186,8 +185,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         tokio::select! {
             biased;
             () = self.session.halt.cancelled() => Err(halted()),
-            // It is never closed: the semaphore lives as long as the target.
-            permit = self.target.calls.acquire() => permit.map_err(|_| halted()),
+            permit = self.target.calls.take() => Ok(permit),
         }
     }
 
