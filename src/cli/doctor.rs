@@ -61,10 +61,17 @@ pub(super) async fn run(args: DoctorArgs, file: Option<PathBuf>) -> Result<Exit,
     loaded.config.require_process(&mut loaded.findings);
     let mut report = Report::default();
     for problem in &loaded.findings.problems {
-        report.add(Verdict::Fail, "config", problem.to_string());
+        let place = loaded.lines.place(&problem.field);
+        report.add(Verdict::Fail, "config", format!("{place}{problem}"));
     }
     for warning in &loaded.findings.warnings {
-        report.add(Verdict::Warn, "config", warning.to_string());
+        // With a placeholder, nothing works that needs the value.
+        let verdict = match loaded.findings.is_placeholder(&warning.field) {
+            true => Verdict::Fail,
+            false => Verdict::Warn,
+        };
+        let place = loaded.lines.place(&warning.field);
+        report.add(verdict, "config", format!("{place}{warning}"));
     }
     if loaded.findings.problems.is_empty() {
         report.add(
@@ -112,7 +119,10 @@ pub(super) async fn run(args: DoctorArgs, file: Option<PathBuf>) -> Result<Exit,
             output::line(format!("{verdict}  {what:<10}{finding}"))?;
         }
     }
-    let config_failed = !loaded.findings.problems.is_empty();
+    let config_failed = report
+        .0
+        .iter()
+        .any(|check| check.what == "config" && check.verdict == Verdict::Fail);
     Ok(match worst {
         Verdict::Fail if config_failed => Exit::BadConfig,
         Verdict::Fail => Exit::Unavailable,

@@ -218,7 +218,8 @@ fn configured(
     };
     telemetry::start(&loaded.config.log.filter, format);
     for warning in loaded.findings.warnings.iter().filter(|it| concerns(it)) {
-        tracing::warn!("configuration: {warning}");
+        let place = loaded.lines.place(&warning.field);
+        tracing::warn!("configuration: {place}{warning}");
     }
     loaded
         .check()

@@ -9,6 +9,7 @@ mod apps;
 mod callbacks;
 mod endpoints;
 mod list_sources;
+mod placeholders;
 mod reader;
 mod retry;
 mod sections;
@@ -300,6 +301,7 @@ pub fn load(
     let lines = Lines::of(&text, environment.keys());
     let mut findings = Findings::default();
     let root = Section::root(table, environment.into_iter());
+    root.find_placeholders(&mut findings);
     let config = sections::from_root(root, &mut findings);
     cross_check(&config, &mut findings);
     Ok(Loaded {

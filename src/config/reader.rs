@@ -11,6 +11,7 @@ use toml::{Table, Value};
 
 pub use self::findings::{Findings, Origin, Shown};
 pub use self::lines::Lines;
+use super::placeholders;
 use crate::domain::fields::{Problem, suggestion};
 
 /// Prefix of all environment variables of Fanwise; `__` separates section and key.
@@ -65,6 +66,11 @@ impl Section {
             from_environment,
             known: Vec::new(),
         }
+    }
+
+    /// Reports the values that nobody has replaced yet.
+    pub(super) fn find_placeholders(&self, findings: &mut Findings) {
+        placeholders::find(&self.path, &self.left, findings);
     }
 
     pub(super) fn key(&self, name: &str) -> String {

@@ -24,7 +24,9 @@ fn loaded(toml: &str, environment: &[(&str, &str)]) -> Loaded {
         .parse()
         .unwrap_or_else(|error| panic!("{error}: {toml}"));
     let mut findings = Findings::default();
-    let config = from_root(Section::root(table, environment), &mut findings);
+    let root = Section::root(table, environment);
+    root.find_placeholders(&mut findings);
+    let config = from_root(root, &mut findings);
     cross_check(&config, &mut findings);
     Loaded {
         config,

@@ -95,6 +95,17 @@ mod tests {
                 loaded.findings.problems
             );
             assert_eq!(loaded.config.targets.len(), 1, "{system:?}");
+            // What the user must put in is named, with its line.
+            let written = system.text().lines().zip(1..);
+            let to_replace: Vec<_> = written
+                .filter(|(line, _)| line.contains("REPLACE-WITH-"))
+                .map(|(_, number)| Some(number))
+                .collect();
+            let findings = &loaded.findings;
+            let warnings = findings.warnings.iter().map(|it| &it.field);
+            let named = warnings.filter(|key| findings.is_placeholder(key));
+            let lines: Vec<_> = named.map(|key| loaded.lines.find(key)).collect();
+            assert_eq!(lines, to_replace, "{system:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Collects what the reading of a configuration finds: all problems, so that they are reported
 //! together, and each value with its origin, so that it can be shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::fields::Problem;
 
@@ -26,6 +26,8 @@ pub struct Findings {
     pub problems: Vec<Problem>,
     /// Valid settings that are probably a mistake.
     pub warnings: Vec<Problem>,
+    /// The keys among those of the warnings whose value nobody has replaced yet.
+    placeholders: BTreeSet<String>,
     /// Every key with the value in force.
     pub shown: BTreeMap<String, Shown>,
 }
@@ -33,6 +35,18 @@ pub struct Findings {
 impl Findings {
     pub fn problem(&mut self, key: impl Into<String>, what: impl Into<String>) {
         self.problems.push(Problem::new(key, what));
+    }
+
+    /// The value is that of an example: valid, and certainly wrong.
+    pub(in crate::config) fn placeholder(&mut self, key: &str, what: String) {
+        if self.placeholders.insert(key.to_owned()) {
+            self.warning(key, what);
+        }
+    }
+
+    /// Whether the value of the key is that of an example.
+    pub fn is_placeholder(&self, key: &str) -> bool {
+        self.placeholders.contains(key)
     }
 
     /// Whether there already is a problem with a key that begins like this.

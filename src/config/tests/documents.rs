@@ -83,6 +83,7 @@ fn the_example_names_every_key_and_no_other() {
             !it.what
                 .starts_with("has no effect: ledger.url names no Sentinels")
         })
+        .filter(|it| !loaded.findings.is_placeholder(&it.field))
         .collect();
     assert!(warnings.is_empty(), "{warnings:#?}");
     let missing: Vec<_> = loaded
