@@ -238,7 +238,8 @@ pub(super) struct WatchArgs {
 pub(super) struct JobName {
     /// Job id, as `send` and `job list` print it, or the job's client_msg_no (see --app)
     pub(super) job: String,
-    /// App of the job, if the job is named by its client_msg_no [default: default]
+    /// App of the job, if the job is named by its client_msg_no [default: the one that the token belongs to,
+    /// else default]
     #[arg(short, long)]
     pub(super) app: Option<String>,
 }
@@ -248,14 +249,14 @@ fn usage(what: String) -> Failure {
 }
 
 impl JobName {
-    fn key(&self) -> JobId {
-        JobId::of(self.app.as_deref().unwrap_or("default"), &self.job)
+    async fn key(&self, access: &Access) -> JobId {
+        JobId::of(&access.app_or_own(self.app.as_deref()).await, &self.job)
     }
 
     /// Finds the job that is named. A client_msg_no may look like an id, so this looks for both; if
     /// two jobs match, only --app says that the key is meant.
     pub(super) async fn id(&self, access: &Access) -> Result<JobId, Failure> {
-        let key = self.key();
+        let key = self.key(access).await;
         let Ok(id) = self.job.parse::<JobId>() else {
             return Ok(key);
         };
@@ -287,7 +288,7 @@ pub(super) async fn run(command: JobCommand, at: At) -> Result<Exit, Failure> {
             let WatchArgs { job, fail_on_dead } = args;
             let id = job.name.id(&access).await?;
             let found = access.job(id).await?;
-            found.ok_or_else(|| unknown(&job.name))?;
+            found.ok_or_else(|| unknown(&job.name, id))?;
             let mut interrupt = Interrupt::watch()?;
             let record = progress::follow(&access, id, &mut interrupt).await?;
             show(&access, &job).await?;
@@ -348,8 +349,7 @@ pub(super) async fn run(command: JobCommand, at: At) -> Result<Exit, Failure> {
     }
 }
 
-pub(super) fn unknown(name: &JobName) -> Failure {
-    let id = name.job.parse().unwrap_or_else(|_| name.key());
+pub(super) fn unknown(name: &JobName, id: JobId) -> Failure {
     let named = format!("{:?} (looked for id {id})", name.job);
     Failure::message(Exit::Unavailable, job::unknown(&named))
 }
@@ -422,8 +422,9 @@ fn percent(accounts: &Accounts) -> String {
 }
 
 async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
-    let detail = access.detail(args.name.id(access).await?).await?;
-    let detail = detail.ok_or_else(|| unknown(&args.name))?;
+    let id = args.name.id(access).await?;
+    let detail = access.detail(id).await?;
+    let detail = detail.ok_or_else(|| unknown(&args.name, id))?;
     if args.json {
         output::json(&detail)?;
         return Ok(Exit::Ok);
@@ -509,8 +510,9 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
 }
 
 async fn recipient(access: &Access, args: &JobArgs, user: &str) -> Result<Exit, Failure> {
-    let fate = access.recipient(args.name.id(access).await?, user).await?;
-    let fate = fate.ok_or_else(|| unknown(&args.name))?;
+    let id = args.name.id(access).await?;
+    let fate = access.recipient(id, user).await?;
+    let fate = fate.ok_or_else(|| unknown(&args.name, id))?;
     if args.json {
         output::json(&fate)?;
         return Ok(Exit::Ok);
@@ -528,10 +530,9 @@ async fn recipient(access: &Access, args: &JobArgs, user: &str) -> Result<Exit, 
 }
 
 async fn verify(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
-    let found = access
-        .verify(args.name.id(access).await?)
-        .await?
-        .ok_or_else(|| unknown(&args.name))?;
+    let id = args.name.id(access).await?;
+    let found = access.verify(id).await?;
+    let found = found.ok_or_else(|| unknown(&args.name, id))?;
     let Verification {
         record: job,
         ledger: audit,

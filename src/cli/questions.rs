@@ -107,7 +107,10 @@ fn for_each(
 /// Asks about every recipient of a list, some at a time, and prints a line for each.
 pub(super) async fn recipients(access: &Access, args: &RecipientsArgs) -> Result<Exit, Failure> {
     let id = args.name.id(access).await?;
-    access.job(id).await?.ok_or_else(|| unknown(&args.name))?;
+    access
+        .job(id)
+        .await?
+        .ok_or_else(|| unknown(&args.name, id))?;
     let mut users = Vec::new();
     let column = args.column.as_deref();
     for_each(&args.file, args.format, column, |user| users.push(user))?;

@@ -31,7 +31,7 @@ pub(super) async fn run(access: &Access, args: &RepairArgs) -> Result<Exit, Fail
     let detail = access.detail(id).await?;
     let verified = access.verify(id).await?;
     let (Some(detail), Some(verified)) = (detail, verified) else {
-        return Err(unknown(&args.name));
+        return Err(unknown(&args.name, id));
     };
     let (job, claimed) = (&detail.record, verified.ledger.claimed);
     let open = job.state != JobState::Completed;

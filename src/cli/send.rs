@@ -110,7 +110,7 @@ pub(super) struct SendArgs {
     /// Send texts as they are: `{{ name }}` is no placeholder
     #[arg(long, conflicts_with_all = ["var", "vars"])]
     literal: bool,
-    /// App (tenant) of the job
+    /// App (tenant) of the job [default: the one that the token belongs to, else default]
     #[arg(short, long)]
     app: Option<String>,
     /// Target to send to [default: the app's]
@@ -211,7 +211,11 @@ pub(super) async fn run(args: SendArgs, at: At) -> Result<Exit, Failure> {
             config.require_ledger(findings);
         }
     })?;
-    let job = args.messages()?;
+    let own = match args.app {
+        None => access.own_app().await,
+        Some(_) => None,
+    };
+    let job = args.messages(own.as_deref())?;
     if args.dry_run {
         let tried = dry_run(&args, &access, &job).await;
         return of_known_names(&access, &job, tried).await;

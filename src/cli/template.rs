@@ -60,13 +60,22 @@ pub(super) enum TemplateCommand {
 }
 
 impl TemplateCommand {
+    /// The app that it names.
+    fn app(&self) -> Option<&str> {
+        let (Self::Put { of, .. }
+        | Self::Get { of, .. }
+        | Self::List { of, .. }
+        | Self::Delete { of, .. }) = self;
+        of.app.as_deref()
+    }
+
     /// Checks names before any request: they become parts of paths and keys.
     fn check_names(&self) -> Result<(), Failure> {
         let wrong = match self {
             Self::Put { name, of, .. } | Self::Get { name, of, .. } | Self::Delete { name, of } => {
-                wrong_template_name(name).or_else(|| wrong_template_name(&of.app))
+                wrong_template_name(name).or_else(|| of.wrong_app())
             }
-            Self::List { of, .. } => wrong_template_name(&of.app),
+            Self::List { of, .. } => of.wrong_app(),
         };
         wrong.map_or(Ok(()), |what| Err(Failure::message(Exit::BadInput, what)))
     }
@@ -74,17 +83,25 @@ impl TemplateCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct Of {
-    /// App (tenant) that the message belongs to
-    #[arg(long, default_value = "default")]
-    app: String,
+    /// App (tenant) that the message belongs to [default: the one that the token belongs to, else
+    /// default]
+    #[arg(long)]
+    app: Option<String>,
     /// Print JSON
     #[arg(short, long)]
     json: bool,
 }
 
+impl Of {
+    fn wrong_app(&self) -> Option<String> {
+        wrong_template_name(self.app.as_deref()?)
+    }
+}
+
 pub(super) async fn run(command: TemplateCommand, at: At) -> Result<Exit, Failure> {
     let access = at.open(|_, _| {})?;
     command.check_names()?;
+    let app = access.app_or_own(command.app()).await;
     match command {
         TemplateCommand::Put {
             name,
@@ -93,9 +110,9 @@ pub(super) async fn run(command: TemplateCommand, at: At) -> Result<Exit, Failur
             of,
         } => {
             let message = message(file, text)?;
-            access.knows_app(&of.app).await?;
+            access.knows_app(&app).await?;
             check(&message)?;
-            let stored = access.put_template(&of.app, &name, message).await?;
+            let stored = access.put_template(&app, &name, message).await?;
             if of.json {
                 output::json(&stored)?;
             } else {
@@ -103,10 +120,10 @@ pub(super) async fn run(command: TemplateCommand, at: At) -> Result<Exit, Failur
             }
         }
         TemplateCommand::Get { name, version, of } => {
-            let stored = access.template(&of.app, &name, version).await?;
+            let stored = access.template(&app, &name, version).await?;
             let Some(stored) = stored else {
-                access.knows_app(&of.app).await?;
-                return Err(missing(&of.app, &name));
+                access.knows_app(&app).await?;
+                return Err(missing(&app, &name));
             };
             if of.json {
                 output::json(&stored)?;
@@ -115,9 +132,9 @@ pub(super) async fn run(command: TemplateCommand, at: At) -> Result<Exit, Failur
             }
         }
         TemplateCommand::List { limit, of } => {
-            let stored = access.templates(&of.app).await?;
+            let stored = access.templates(&app).await?;
             if stored.is_empty() {
-                access.knows_app(&of.app).await?;
+                access.knows_app(&app).await?;
             }
             let stored = output::limited(&stored, limit);
             if of.json {
@@ -129,12 +146,12 @@ pub(super) async fn run(command: TemplateCommand, at: At) -> Result<Exit, Failur
             }
         }
         TemplateCommand::Delete { name, of } => {
-            if !access.delete_template(&of.app, &name).await? {
-                access.knows_app(&of.app).await?;
-                return Err(missing(&of.app, &name));
+            if !access.delete_template(&app, &name).await? {
+                access.knows_app(&app).await?;
+                return Err(missing(&app, &name));
             }
             if of.json {
-                output::json(&json!({"app": of.app, "name": name, "deleted": true}))?;
+                output::json(&json!({"app": app, "name": name, "deleted": true}))?;
             } else {
                 output::line(format!("deleted {name}; jobs that started with it keep it"))?;
             }

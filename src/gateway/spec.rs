@@ -65,9 +65,9 @@ fn raw_fields<'a>(field: &str, json: &'a str) -> Result<RawFields<'a>, Problem> 
 
 impl Spec {
     /// Takes a job apart; whether it is valid is checked when it is put together. `field` names its
-    /// place in the request; `key` becomes its `client_msg_no` if it has none.
-    pub(super) fn parse(field: &str, text: &[u8], key: Option<&str>) -> Result<Self, Problem> {
-        Self::take_apart(field, text, key, &mut |name, _| {
+    /// place in the request.
+    pub(super) fn parse(field: &str, text: &[u8], given: &[Given<'_>]) -> Result<Self, Problem> {
+        Self::take_apart(field, text, given, &mut |name, _| {
             let what =
                 "the recipients are in the list that follows; here only `exclude` is permitted";
             Err(Problem::new(format!("audience.{name}"), what))
@@ -77,10 +77,10 @@ impl Spec {
     /// Takes a job apart whose list is somewhere else.
     pub(super) fn by_reference(
         text: &[u8],
-        key: Option<&str>,
+        given: &[Given<'_>],
     ) -> Result<(Self, ListReference), Vec<Problem>> {
         let mut reference = b"{".to_vec();
-        let spec = Self::take_apart("", text, key, &mut |name, value| {
+        let spec = Self::take_apart("", text, given, &mut |name, value| {
             if !ListReference::FIELDS.contains(&name) {
                 let what = "the recipients are in the list at `url`; beside it only `exclude` and \
                             what describes that list are permitted";
@@ -106,7 +106,7 @@ impl Spec {
     fn take_apart(
         field: &str,
         text: &[u8],
-        key: Option<&str>,
+        given: &[Given<'_>],
         other: &mut dyn FnMut(&str, &str) -> Result<(), Problem>,
     ) -> Result<Self, Problem> {
         let problem = |what: String| Problem::new(field, what);
@@ -128,10 +128,8 @@ impl Spec {
         for (name, value) in &fields {
             write_field(&mut before, name, value.get());
         }
-        if let Some(key) = key
-            && !fields.contains_key("client_msg_no")
-        {
-            write_field(&mut before, "client_msg_no", &json(key));
+        for (name, value) in given.iter().filter(|(name, _)| !fields.contains_key(*name)) {
+            write_field(&mut before, name, &json(value));
         }
         before.extend_from_slice(b"\"audience\":{");
         if let Some(audience) = audience {
@@ -285,24 +283,30 @@ pub(super) fn of_header(value: &[u8]) -> Result<Vec<u8>, Problem> {
         })
 }
 
-/// A job with this `client_msg_no`; `None` if it has one, or is not valid JSON.
-pub(super) fn with_key(job: &[u8], key: &str) -> Option<Bytes> {
-    #[derive(Deserialize)]
-    struct Keyed<'a> {
-        #[serde(borrow)]
-        client_msg_no: Option<&'a RawValue>,
-    }
-    let keyed: Keyed<'_> = serde_json::from_str(text::decode(job).ok()?).ok()?;
-    if keyed.client_msg_no.is_some() {
+/// A field with a value that a job gets from its request, if it has no such field.
+pub(super) type Given<'a> = (&'static str, &'a str);
+
+/// A job with the fields that it lacks; `None` if it lacks none, or is not valid JSON.
+pub(super) fn complete(job: &[u8], given: &[Given<'_>]) -> Option<Bytes> {
+    let mut lacking = given.to_vec();
+    each_field(text::decode(job).ok()?, |name, _| {
+        lacking.retain(|(given, _)| *given != name);
+    })
+    .ok()?;
+    if lacking.is_empty() {
         return None;
     }
     // It is an object, since it was read as one.
     let at = job.iter().position(|byte| *byte == b'{')? + 1;
-    let mut with = Vec::with_capacity(job.len() + key.len() + 24);
+    let mut with = Vec::with_capacity(job.len() + 128);
     with.extend_from_slice(&job[..at]);
+    for (name, value) in lacking {
+        write_field(&mut with, name, &json(value));
+    }
     let rest = job[at..].trim_ascii_start();
-    let comma = if rest.starts_with(b"}") { "" } else { "," };
-    with.extend_from_slice(format!("\"client_msg_no\":{}{comma}", json(key)).as_bytes());
+    if rest.starts_with(b"}") {
+        with.pop();
+    }
     with.extend_from_slice(rest);
     Some(with.into())
 }
@@ -312,8 +316,10 @@ mod tests {
     use super::*;
     use crate::domain::job::JOB_BYTES_MAX;
 
-    fn members(spec: &str, key: Option<&str>, part: &ListPart) -> String {
-        let spec = Spec::parse("job", spec.as_bytes(), key).unwrap();
+    const KEY: &[Given<'_>] = &[("client_msg_no", "b")];
+
+    fn members(spec: &str, given: &[Given<'_>], part: &ListPart) -> String {
+        let spec = Spec::parse("job", spec.as_bytes(), given).unwrap();
         let mut message = spec.open();
         for (id, vars) in [("u\"1", None), ("u2", Some("{\"n\":1}"))] {
             let vars = vars.map(|vars| RawValue::from_string(vars.to_owned()).unwrap());
@@ -330,14 +336,14 @@ mod tests {
     fn a_spec_and_a_list_make_a_job() {
         let spec = r#"{"v":1,"client_msg_no":"a","audience":{"exclude":["x"]}}"#;
         let whole = r#"{"client_msg_no":"a","v":1,"audience":{"exclude":["x"],"users":["u\"1",{"id":"u2","vars":{"n":1}}]}}"#;
-        assert_eq!(members(spec, Some("b"), &ListPart::WHOLE), whole);
+        assert_eq!(members(spec, KEY, &ListPart::WHOLE), whole);
         let part = ListPart {
             number: 2,
             of: 3,
             together: Some("l".to_owned()),
         };
         assert_eq!(
-            members("{}", Some("b"), &part),
+            members("{}", KEY, &part),
             r#"{"client_msg_no":"b","audience":{"users":["u\"1",{"id":"u2","vars":{"n":1}}]},"part":{"number":2,"of":3,"together":"l"}}"#
         );
     }
@@ -351,9 +357,9 @@ mod tests {
                 r#"{"client_msg_no":"a","v":1,"audience":{"exclude":["x"]}}"#,
             ),
         ] {
-            let spec = Spec::parse("job", spec.as_bytes(), Some("b")).unwrap();
+            let spec = Spec::parse("job", spec.as_bytes(), KEY).unwrap();
             assert_eq!(spec.document(), told);
-            let again = Spec::parse("job", told.as_bytes(), None).unwrap();
+            let again = Spec::parse("job", told.as_bytes(), &[]).unwrap();
             let parsed = |spec: &Spec| {
                 serde_json::from_slice::<serde_json::Value>(&spec.document()).unwrap()
             };
@@ -363,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_spec_brings_no_recipients_and_no_part() {
-        let field = |text: &str| Spec::parse("job", text.as_bytes(), None).unwrap_err().field;
+        let field = |text: &str| Spec::parse("job", text.as_bytes(), &[]).unwrap_err().field;
         assert_eq!(field("[]"), "job");
         assert_eq!(field(r#"{"part":{}}"#), "part");
         assert_eq!(field(r#"{"audience":{"users":["a"]}}"#), "audience.users");
@@ -375,7 +381,7 @@ mod tests {
     fn a_job_may_name_its_list() {
         let job = r#"{"v":1,"client_msg_no":"a","audience":{"url":"http://a/u","exclude":["x"],"etag":"7"}}"#;
         assert!(names_a_list(job.as_bytes()));
-        let (spec, reference) = Spec::by_reference(job.as_bytes(), None).unwrap();
+        let (spec, reference) = Spec::by_reference(job.as_bytes(), &[]).unwrap();
         assert_eq!(
             (reference.url.as_str(), reference.etag.as_deref()),
             ("http://a/u", Some("7"))
@@ -394,9 +400,7 @@ mod tests {
         );
         assert_eq!(told, expected);
         assert_eq!(
-            Spec::parse("job", told.as_bytes(), None)
-                .unwrap()
-                .document(),
+            Spec::parse("job", told.as_bytes(), &[]).unwrap().document(),
             spec.document()
         );
         for other in [
@@ -423,21 +427,21 @@ mod tests {
             (r#"{"audience":{"url":7}}"#, "audience.url"),
             (r#"{"part":{},"audience":{"url":"http://a/u"}}"#, "part"),
         ] {
-            let problems = Spec::by_reference(job.as_bytes(), None).unwrap_err();
+            let problems = Spec::by_reference(job.as_bytes(), &[]).unwrap_err();
             assert_eq!(problems[0].field, field, "{job}");
         }
     }
 
     #[test]
     fn a_key_that_stands_twice_and_a_byte_order_mark_are_seen() {
-        let wrong = |text: &str| Spec::parse("job", text.as_bytes(), None).unwrap_err();
+        let wrong = |text: &str| Spec::parse("job", text.as_bytes(), &[]).unwrap_err();
         assert_eq!(wrong(r#"{"v":1,"v":1}"#).field, "v");
         assert_eq!(
             wrong(r#"{"audience":{"exclude":[],"exclude":[]}}"#).field,
             "exclude"
         );
-        assert!(Spec::parse("job", "\u{feff}{}".as_bytes(), None).is_ok());
-        let keyed = with_key("\u{feff}{}".as_bytes(), "k").unwrap();
+        assert!(Spec::parse("job", "\u{feff}{}".as_bytes(), &[]).is_ok());
+        let keyed = complete("\u{feff}{}".as_bytes(), &[("client_msg_no", "k")]).unwrap();
         assert!(text::decode(&keyed).is_ok_and(|job| job == "{\"client_msg_no\":\"k\"}"));
     }
 
@@ -445,7 +449,7 @@ mod tests {
     fn what_is_repeated_in_every_part_is_bounded() {
         let spec = |bytes: usize| {
             let spec = format!("{{\"x\":\"{}\"}}", "x".repeat(bytes));
-            Spec::parse("job", spec.as_bytes(), None).unwrap()
+            Spec::parse("job", spec.as_bytes(), &[]).unwrap()
         };
         assert_eq!(spec(100).parts_max(), PARTS_MAX);
         let large = spec(SPEC_BYTES_MAX - 100);
@@ -455,7 +459,7 @@ mod tests {
 
     #[test]
     fn a_message_is_closed_before_it_is_too_large() {
-        let spec = Spec::parse("job", b"{}", None).unwrap();
+        let spec = Spec::parse("job", b"{}", &[]).unwrap();
         let mut message = spec.open();
         let member = Member {
             id: "u".repeat(200).into(),
@@ -480,16 +484,23 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_added_where_there_is_none() {
+    fn a_job_gets_the_fields_that_it_lacks() {
+        let given = [("client_msg_no", "k"), ("app", "shop")];
         let added = |job: &str| {
-            with_key(job.as_bytes(), "k").map(|job| String::from_utf8(job.to_vec()).unwrap())
+            complete(job.as_bytes(), &given).map(|job| String::from_utf8(job.to_vec()).unwrap())
         };
         assert_eq!(
             added(" { \"v\":1}").unwrap(),
-            " {\"client_msg_no\":\"k\",\"v\":1}"
+            " {\"client_msg_no\":\"k\",\"app\":\"shop\",\"v\":1}"
         );
-        assert_eq!(added("{ }").unwrap(), "{\"client_msg_no\":\"k\"}");
-        assert_eq!(added("{\"client_msg_no\":\"a\"}"), None);
+        let both = "{\"client_msg_no\":\"k\",\"app\":\"shop\"}";
+        assert_eq!(added("{ }").unwrap(), both);
+        let one = added("{\"client_msg_no\":\"a\"}").unwrap();
+        assert_eq!(one, "{\"app\":\"shop\",\"client_msg_no\":\"a\"}");
+        // What is there stays, also if it is wrong.
+        assert_eq!(added("{\"app\":null,\"client_msg_no\":1}"), None);
+        assert_eq!(added("{\"\\u0061pp\":\"x\",\"client_msg_no\":\"a\"}"), None);
         assert_eq!(added("[1"), None);
+        assert_eq!(complete(b"{}", &[]), None);
     }
 }

@@ -30,6 +30,7 @@ use self::draft::{Checked, Draft, blocking};
 use super::access::Caller;
 use super::params::Params;
 use super::problem::Refusal;
+use super::spec::Given;
 use super::upload::{ListKind, Parts};
 use super::{Gateway, Open, PublisherOf, spans};
 use crate::clock::now_ms;
@@ -62,7 +63,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let wishes = SubmitOptions::of(request.uri(), request.headers())?;
+    let wishes = SubmitOptions::of(&caller, request.uri(), request.headers())?;
     // Checked before a body of megabytes is taken in that could not be passed on.
     let open = gateway.open()?;
     let (draft, checked) = Draft::receive(&gateway, &caller, request, &wishes).await?;
@@ -129,6 +130,8 @@ struct SubmitOptions {
     vars: bool,
     /// The `client_msg_no` of a job that has none.
     key: Option<String>,
+    /// The app of a job that names none: that of the token.
+    app: Option<String>,
     wait: Option<Duration>,
     traceparent: Option<String>,
 }
@@ -137,7 +140,7 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const PREFER: &str = "prefer";
 
 impl SubmitOptions {
-    fn of(uri: &Uri, headers: &HeaderMap) -> Result<Self, Refusal> {
+    fn of(caller: &Caller, uri: &Uri, headers: &HeaderMap) -> Result<Self, Refusal> {
         // An unknown parameter is refused: it may be a misspelt `dry_run`.
         let mut params = Params::of(uri)?;
         let priority = params.one_of("priority", Priority::ALL, Priority::as_str);
@@ -153,9 +156,21 @@ impl SubmitOptions {
             vars,
             // A quoted text, as the draft of the header says, or a bare one.
             key: text(IDEMPOTENCY_KEY).map(|key| key.trim_matches('"').to_owned()),
+            app: match caller {
+                Caller::App(own) => Some(own.clone()),
+                Caller::Admin | Caller::Nobody => None,
+            },
             wait: headers.get_all(PREFER).iter().find_map(wait),
             traceparent: spans::given(headers).map(str::to_owned),
         })
+    }
+
+    /// What the job gets if it lacks it.
+    fn given(&self) -> Vec<Given<'_>> {
+        let given = [("client_msg_no", &self.key), ("app", &self.app)].into_iter();
+        given
+            .filter_map(|(name, value)| Some((name, value.as_deref()?)))
+            .collect()
     }
 
     /// How to read a list of this format.
@@ -399,7 +414,8 @@ mod tests {
 
     #[test]
     fn a_parameter_that_is_not_known_is_refused() {
-        let of = |query: &str| SubmitOptions::of(&query.parse().unwrap(), &HeaderMap::new());
+        let none = HeaderMap::new();
+        let of = |query: &str| SubmitOptions::of(&Caller::Admin, &query.parse().unwrap(), &none);
         assert!(of("/?dry_run=true&priority=bulk").unwrap().dry_run);
         assert!(of("/?dry-run=true").is_err());
         assert!(of("/?priority=urgent").is_err());

@@ -523,6 +523,7 @@ async fn refuses(there: &There) {
     let few = [&send[..], &["a", "--wait"]].concat();
     let sent = there.run_with(&few, &own).await;
     assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    knows_its_app(there, &own).await;
     let other = there.run_with(&["job", "show", "k1", "--json"], &own).await;
     assert_ne!(other.code, Some(0), "{}", other.stdout);
     let test = ["target", "test", "im", "--to", "a"];
@@ -530,6 +531,110 @@ async fn refuses(there: &There) {
     check_failure(&tested, "the shop tests a target", 77, "not permitted");
     let targets = there.run_with(&["target", "list"], &own).await;
     check_failure(&targets, "the shop lists targets", 77, "not permitted");
+}
+
+/// The token of an app says which app is meant.
+async fn knows_its_app(there: &There, own: &[(&str, &str)]) {
+    let send = |key, app: &'static [&'static str]| {
+        let job = ["send", "--client-msg-no", key, "--text", "hi", "own-1"];
+        [&job[..], app, &["--json"]].concat()
+    };
+    let sent = there.run_with(&send("own", &["--wait"]), own).await;
+    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    let record: Value = serde_json::from_str(&sent.stdout).unwrap();
+    assert_eq!(
+        (&record["app"], &record["accounts"]["sent"]),
+        (&json!("shop"), &json!(1))
+    );
+    // Its key is found too, and with the app's name it is the same job.
+    let shown = there.run_with(&["job", "show", "own", "--json"], own).await;
+    assert_eq!(shown.code, Some(0), "{}", shown.stderr);
+    let again = there.run_with(&send("own", &["--app", "shop"]), own).await;
+    let again: Value = serde_json::from_str(&again.stdout).unwrap();
+    assert_eq!(again["job"], record["job"]);
+    let stored = there.run_with(&["template", "list", "--json"], own).await;
+    assert_eq!(stored.code, Some(0), "{}", stored.stderr);
+    for command in [
+        send("other", &["--app", "default"]),
+        send("other", &["--app", "default", "-n"]),
+    ] {
+        let refused = there.run_with(&command, own).await;
+        for name in ["\"default\"", "\"shop\""] {
+            check_failure(&refused, "another app", 77, name);
+        }
+    }
+}
+
+/// What `config init` wrote and nobody replaced is named with its line; only the doctor fails on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_placeholder_is_named_until_it_is_replaced() {
+    let scratch = Scratch::new("placeholder");
+    let config = scratch.path().join("fanwise.toml");
+    let config = config.to_str().unwrap();
+    let run = async |arguments: &[&str], variables: &[(&str, &str)]| {
+        let arguments = [arguments, &["--config", config]].concat();
+        run_fanwise(&arguments, variables, b"", BOUND).await
+    };
+    let written = run(&["config", "init", "netease"], &[]).await;
+    assert_eq!(written.code, Some(0), "{}", written.stderr);
+    let text = fs::read_to_string(config).unwrap();
+    let line_of = |key: &str| {
+        let mut lines = text.lines().zip(1..);
+        lines.find(|(line, _)| line.starts_with(key)).unwrap().1
+    };
+    let check = run(&["config", "check"], &[]).await;
+    assert_eq!(check.code, Some(0), "{}", check.stderr);
+    let here = [("FANWISE_TARGETS__IM__URL", "http://127.0.0.1:1")];
+    let doctor = run(&["doctor"], &here).await;
+    assert_eq!(doctor.code, Some(78), "{}", doctor.stdout);
+    for key in ["app_key", "app_secret"] {
+        let line = line_of(key);
+        let said = format!("line {line}: targets.im.{key}: is still a placeholder: put the");
+        assert!(
+            check.stdout.contains(&format!("warning: {said}")),
+            "{}",
+            check.stdout
+        );
+        let failed = |line: &str| line.starts_with("FAIL  config") && line.contains(&said);
+        assert!(doctor.stdout.lines().any(failed), "{}", doctor.stdout);
+    }
+    // The secret itself is not shown.
+    assert!(!check.stdout.contains("REPLACE-WITH"), "{}", check.stdout);
+    let real = [
+        here[0],
+        ("FANWISE_TARGETS__IM__APP_KEY", "k"),
+        ("FANWISE_TARGETS__IM__APP_SECRET", "s"),
+    ];
+    let check = run(&["config", "check"], &real).await;
+    assert!(
+        !check.stdout.contains("is still a placeholder"),
+        "{}",
+        check.stdout
+    );
+    let doctor = run(&["doctor"], &real).await;
+    assert_eq!(
+        doctor.code,
+        Some(69),
+        "the target is away: {}",
+        doctor.stdout
+    );
+    assert!(
+        !doctor.stdout.contains("is still a placeholder"),
+        "{}",
+        doctor.stdout
+    );
+    // A start says it too.
+    let data = scratch.path().join("data");
+    let start = [
+        ("FANWISE_EMBEDDED__DIR", data.to_str().unwrap()),
+        ("FANWISE_GATEWAY__LISTEN", "127.0.0.1:0"),
+        ("FANWISE_ADMIN__LISTEN", "127.0.0.1:0"),
+        here[0],
+    ];
+    let mut serve = fanwise(&["serve", "--config", config], &start);
+    serve
+        .until_prints("targets.im.app_secret: is still a placeholder", BOUND)
+        .await;
 }
 
 /// A start logs what each target answers, before the first job.
@@ -563,7 +668,8 @@ async fn the_way_to_a_server_is_named_in_many_ways() {
     let profiles = folder.join("profiles.toml");
     let text = format!(
         "[here]\nserver = \"{0}\"\ntoken = \"{ADMINISTRATOR}\"\n\
-         [by-file]\nserver = \"{0}/\"\ntoken_file = {1:?}\n[none]\nserver = \"{0}\"\n",
+         [by-file]\nserver = \"{0}/\"\ntoken_file = {1:?}\n[none]\nserver = \"{0}\"\n\
+         [shop]\nserver = \"{0}\"\ntoken = \"{SHOP}\"\n",
         there.url, there.token_file
     );
     fs::write(&profiles, text).unwrap();
@@ -632,6 +738,21 @@ async fn the_way_to_a_server_is_named_in_many_ways() {
         let found = there.run_with(&arguments, &variables).await;
         check_failure(&found, &format!("{arguments:?}"), code, said);
     }
+    let send = [
+        "send",
+        "-k",
+        "by-profile",
+        "-m",
+        "hi",
+        "a",
+        "--profile",
+        "shop",
+    ];
+    let sent = there.run_with(&send, &[base]).await;
+    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    let shown = ["job", "show", "by-profile", "--json", "--app", "shop"];
+    let shown = there.run(&shown).await;
+    assert_eq!(shown.code, Some(0), "{}", shown.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -350,6 +350,59 @@ async fn a_token_opens_the_jobs_of_its_app() {
     assert!(!log.contains("s3cret"), "{log}");
 }
 
+/// A job without an app belongs to the app of its token, however its list comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_names_no_app_is_one_of_its_token() {
+    let apps = "[apps.default]\ntarget = \"im\"\n\
+                [apps.shop]\ntarget = \"im\"\ntoken = \"shop-s3cret\"";
+    let place = Place::new("permit-own-app", "token = \"all-s3cret\"", apps).await;
+    let process = place.serve().await;
+    let (shop, all) = (Some("shop-s3cret"), Some("all-s3cret"));
+    let unnamed = |key: &str, users: &[String]| {
+        let mut job = job(key, users);
+        job.as_object_mut().unwrap().remove("app");
+        job
+    };
+    let plain = place.submit(shop, &unnamed("plain", &list("p", 1))).await;
+    let mut spec = unnamed("listed", &[]);
+    spec.as_object_mut().unwrap().remove("audience");
+    let spec = spec.to_string();
+    let headers = [
+        ("authorization", "Bearer shop-s3cret"),
+        ("content-type", "text/plain"),
+        ("fanwise-job-spec", spec.as_str()),
+    ];
+    let listed = place.send("POST", "/v1/jobs", &headers, "l-u0\n".to_owned());
+    for (key, accepted) in [("plain", plain), ("listed", listed.await)] {
+        assert_eq!(accepted.status, 202, "{}", accepted.body);
+        let id = JobId::of("shop", key).to_string();
+        assert_eq!(accepted.body["job"], id);
+        let record = place.completed(&id, shop).await;
+        assert_eq!(record["accounts"]["sent"], 1, "{record}");
+    }
+    // It is the same job as one that names the app.
+    let again = place.submit(shop, &job("plain", &list("p", 1))).await;
+    assert_eq!(again.status, 200, "{}", again.body);
+    // Another app is refused, with both names.
+    let mut other = unnamed("other", &list("o", 1));
+    other["app"] = json!("default");
+    let refused = place.submit(shop, &other).await;
+    assert_eq!(refused.status, 403, "{}", refused.body);
+    assert_eq!(refused.body["kind"], "forbidden");
+    let what = refused.body["problems"][0]["what"].as_str().unwrap();
+    assert!(
+        what.contains("\"default\"") && what.contains("\"shop\""),
+        "{what}"
+    );
+    // The token for everything belongs to no app.
+    let of_default = place.submit(all, &unnamed("of-all", &list("d", 1))).await;
+    assert_eq!(
+        of_default.body["job"],
+        JobId::of("default", "of-all").to_string()
+    );
+    end(process).await;
+}
+
 /// An endpoint for the tests of `before_accept`: the requests it got; its answer depends on the
 /// text.
 #[derive(Clone, Default)]

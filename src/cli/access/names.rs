@@ -25,6 +25,27 @@ impl Access {
         }
     }
 
+    /// The app that the token belongs to; `None` if it is not that of an app, or nobody answers.
+    pub(in crate::cli) async fn own_app(&self) -> Option<String> {
+        let server = match self {
+            Self::Server(server) if server.has_token() => server,
+            Self::Server(_) | Self::Direct(_) => return None,
+        };
+        // What is wrong with the server, the command itself finds out.
+        let about = server.about().await.ok()?;
+        let own = (about.role == Role::App).then_some(about.apps)?;
+        own.into_iter().next().map(|app| app.name)
+    }
+
+    /// The app of what names none: that of the token, else `default`.
+    pub(in crate::cli) async fn app_or_own(&self, named: Option<&str>) -> String {
+        let own = match named {
+            Some(named) => Some(named.to_owned()),
+            None => self.own_app().await,
+        };
+        own.unwrap_or_else(|| "default".to_owned())
+    }
+
     /// Fails if there is no app of this name.
     pub(in crate::cli) async fn knows_app(&self, app: &str) -> Result<(), Failure> {
         let apps = self.apps().await?;

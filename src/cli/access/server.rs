@@ -127,6 +127,10 @@ impl Server {
         Ok(Self { server, ..self })
     }
 
+    pub(super) fn has_token(&self) -> bool {
+        self.server.has_token()
+    }
+
     pub(super) fn config(&self) -> Option<&Config> {
         self.config.as_deref()
     }

@@ -103,6 +103,7 @@ mod tests {
             bytes: 412_345_678,
             seconds: Some(2_000),
             limit: Some("500/s of target im".to_owned()),
+            limits: Vec::new(),
         };
         assert_eq!(
             takes(&estimate),

@@ -108,13 +108,17 @@ impl SendArgs {
         Ok(all)
     }
 
-    /// The messages of the job: one, or as many parts as its list needs.
-    pub(super) fn messages(&self) -> Result<Messages, Failure> {
+    /// The messages of the job: one, or as many parts as its list needs. `own` is its app if it names
+    /// none.
+    pub(super) fn messages(&self, own: Option<&str>) -> Result<Messages, Failure> {
         let mut fields = match &self.job {
             Some(path) => read_job(path)?,
             None => Fields::new(),
         };
         self.set_fields(&mut fields)?;
+        if !fields.contains_key("app") {
+            set_some(&mut fields, "app", own.as_ref())?;
+        }
         let recipients = self.recipients()?;
         let body = |fields: &Fields| {
             serde_json::to_vec(fields)

@@ -89,7 +89,7 @@ fn list_format(essence: &str) -> Option<Format> {
 /// A job that was received.
 pub(super) enum Draft {
     One(Held),
-    /// With a key added, or as `before_accept` changed it.
+    /// With the fields that it lacked, or as `before_accept` changed it.
     Changed(Bytes),
     List(Box<Upload>),
 }
@@ -142,9 +142,8 @@ impl Draft {
                     let list = fetch_list(gateway, caller, held, wishes).await?;
                     return Self::of_list(gateway, caller, list, wishes).await;
                 }
-                let keyed = wishes.key.as_deref();
-                let keyed = keyed.and_then(|key| spec::with_key(&held.bytes, key));
-                let bytes = keyed.clone().unwrap_or_else(|| held.bytes.clone());
+                let completed = spec::complete(&held.bytes, &wishes.given());
+                let bytes = completed.clone().unwrap_or_else(|| held.bytes.clone());
                 let checked = check_message(gateway, caller, &bytes, wishes.priority).await?;
                 gateway.admit(caller, &checked.job.asked.app)?;
                 if let Some(change) = allow(&**gateway, &checked.job, &bytes).await? {
@@ -152,7 +151,7 @@ impl Draft {
                     let checked = check_message(gateway, caller, &changed, wishes.priority).await?;
                     return Ok((Self::Changed(changed), checked));
                 }
-                let draft = keyed.map_or(Self::One(held), Self::Changed);
+                let draft = completed.map_or(Self::One(held), Self::Changed);
                 Ok((draft, checked))
             }
             Kind::List(listing) => {
@@ -182,7 +181,7 @@ impl Draft {
         let changed = change.apply(&document)?;
         // The job may be longer or shorter now, so that the list is cut differently.
         upload.spec =
-            Spec::parse("job", &changed, None).map_err(|problem| Refusal::BadJob(vec![problem]))?;
+            Spec::parse("job", &changed, &[]).map_err(|problem| Refusal::BadJob(vec![problem]))?;
         let same = move || Ok(upload);
         let (upload, checked) = survey_in_turn(gateway, caller, same, wishes).await?;
         Ok((Self::List(Box::new(upload)), checked))
@@ -245,7 +244,7 @@ async fn fetch_list<B: Broker, S: Store, T: Transport>(
     wishes: &SubmitOptions,
 ) -> Result<Received, Refusal> {
     let (spec, reference) =
-        Spec::by_reference(&held.bytes, wishes.key.as_deref()).map_err(Refusal::BadJob)?;
+        Spec::by_reference(&held.bytes, &wishes.given()).map_err(Refusal::BadJob)?;
     // The list may take minutes; the request is no longer needed.
     drop(held);
     let (job, app) = check_spec(gateway, caller, &spec, wishes)?;
@@ -268,7 +267,7 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
 ) -> Result<Received, Refusal> {
     let bad = |problem| Refusal::BadJob(vec![problem]);
     let spec_of = |field: &str, text: &[u8]| -> Result<(JobId, Spec), Refusal> {
-        let spec = Spec::parse(field, text, wishes.key.as_deref()).map_err(bad)?;
+        let spec = Spec::parse(field, text, &wishes.given()).map_err(bad)?;
         let (job, _) = check_spec(gateway, caller, &spec, wishes)?;
         Ok((job, spec))
     };
