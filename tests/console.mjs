@@ -286,6 +286,75 @@ async function aTargetIsParkedAndUnparked(page) {
   await page.getByText('moving').waitFor();
 }
 
+async function aTargetIsTestedWithAMessage(page) {
+  await visit(page, 'targets', 'Targets');
+  await page.getByRole('button', { name: 'Test message' }).click();
+  await notice(page).getByLabel('User').fill('probe');
+  await notice(page).getByLabel('Text').fill(EVIL);
+  await notice(page).getByRole('button', { name: 'Send test message' }).click();
+  const tested = notice(page).getByTestId('tested');
+  await tested.filter({ hasText: 'probe got the message.' }).waitFor();
+  await tested.filter({ hasText: `POST http://127.0.0.1:${mock}/` }).waitFor();
+  await tested.filter({ hasText: /Answer after [\d,]+ ms/ }).waitFor();
+  await accessible(page, 'a tested target');
+  if (pictures) await page.screenshot({ path: join(pictures, 'target-test.png') });
+  // What the target refuses is told with its code.
+  await faults({ refuse_prefix: 'bad-' });
+  await notice(page).getByLabel('User').fill('bad-probe');
+  await notice(page).getByRole('button', { name: 'Send test message' }).click();
+  await tested.filter({ hasText: /bad-probe did not get the message.*permanent/s }).waitFor();
+  // So is what Fanwise refuses.
+  await notice(page).getByLabel('User').fill('x'.repeat(5000));
+  await notice(page).getByRole('button', { name: 'Send test message' }).click();
+  await notice(page).getByRole('alert').filter({ hasText: 'audience' }).waitFor();
+  await notice(page).getByRole('button', { name: 'Back' }).click();
+  await faults({ refuse_prefix: null });
+}
+
+/** What the server says is in the language of the page; what people and backends say stays. */
+async function theServerSpeaksChinese(browser) {
+  const page = await signedIn(browser, 'all', { language: 'zh' });
+  const { job: id } = await job('chinese', many(3000), { rate: '50/s' });
+  await api('POST', `v1/jobs/${id}:pause`, { author: 'ana', reason: 'wrong picture', expires_in: '1h' });
+  await api('POST', `v1/jobs/${id}:schedule`, { not_before: '2h' }).catch(() => null);
+  await visit(page, `jobs/${id}`, /chinese/);
+  const paused = page.getByTestId('hindrance').filter({ hasText: /任务已暂停（ana）：wrong picture，直到 \d{4}-\d\d-\d\d \d\d:\d\d:\d\d$/ });
+  await paused.waitFor();
+  await page.getByTestId('trail').filter({ hasText: /暂停.*ana: wrong picture/s }).filter({ hasText: /HTTP, 管理员/ }).waitFor();
+  await page.getByLabel('用户').fill('user-2999');
+  await page.getByRole('button', { name: '查询' }).click();
+  await page.getByTestId('fate').filter({ hasText: '等待轮到它' }).waitFor();
+  await visit(page, 'jobs', '任务');
+  await row(page, 'chinese').filter({ hasText: '任务已暂停（ana）：wrong picture' }).waitFor();
+  await api('POST', 'v1/targets/im:park', { author: 'bo', reason: 'upgrade' });
+  await visit(page, 'targets', '目标');
+  await page.getByTestId('parked').filter({ hasText: /人工停靠：.*bo.*upgrade/s }).waitFor();
+  await visit(page, `jobs/${id}`, /chinese/);
+  await page.getByTestId('hindrance').filter({ hasText: /目标 im 已停靠，直到 .*人工停靠：.*upgrade/ }).waitFor();
+  await api('POST', 'v1/targets/im:unpark', {});
+  await visit(page, 'about', '关于');
+  await row(page, '网关').filter({ hasText: '正常' }).waitFor();
+  await row(page, 'worker').filter({ hasText: '1 个 worker 在运行' }).waitFor();
+  await visit(page, 'submit', '提交任务');
+  await page.getByLabel('文本', { exact: true }).fill('你好 {{ name }}');
+  await page.getByLabel('列表').fill('u1');
+  await page.getByLabel('速率').fill('fast');
+  await page.getByRole('button', { name: '试运行' }).click();
+  await page.getByRole('alert').filter({ hasText: '任务无效' }).filter({ hasText: '“fast” 不是速率' }).waitFor();
+  await api('POST', `v1/jobs/${id}:cancel`, {});
+  // Dead letters have the answers of the backend.
+  const pages = PAGES.map(([path]) => path).filter((path) => path !== 'dead');
+  for (const path of [...pages, `jobs/${id}`]) {
+    await page.goto(`${base}#/${path}`);
+    await page.locator('main h1').waitFor();
+    await page.getByRole('status').filter({ hasText: '加载中' }).waitFor({ state: 'detached' });
+    const text = await page.locator('main').innerText();
+    assert.doesNotMatch(text, /\d{4}-\d\d-\d\dT\d\d:\d\d/, `a time as the server writes it on ${path}`);
+    assert.doesNotMatch(text, /\b(is|are|not|the|no|until)\b/, `English of the server on ${path}`);
+  }
+  await page.context().close();
+}
+
 async function aTemplateIsStoredAndShown(page) {
   await visit(page, 'templates', 'Templates');
   await page.getByRole('button', { name: 'New template' }).click();
@@ -389,6 +458,7 @@ async function play(browser) {
   await aJobIsPausedResumedAndCancelled(page);
   await theDeadAreSeenAndRedriven(page);
   await aTargetIsParkedAndUnparked(page);
+  await aTargetIsTestedWithAMessage(page);
   await aTemplateIsStoredAndShown(page);
   await aScheduledJobIsListed(page);
   await anAppSeesOnlyItsOwn(browser);
@@ -405,6 +475,7 @@ try {
   try {
     const page = await play(browser);
     await faults({ refuse_prefix: 'bad-' });
+    await theServerSpeaksChinese(browser);
     const { job: id } = await job('seen', [...many(40), 'bad-2']);
     await everybodyCanUseIt(browser, id);
     server = await theServerGoesAndComesBack(page, server);

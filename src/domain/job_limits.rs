@@ -59,7 +59,20 @@ impl LimitKind {
 }
 
 /// A limit that may apply to a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, VariantArray)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum LimitOf {
     Target,
     App,
@@ -72,6 +85,10 @@ pub enum LimitOf {
 
 impl LimitOf {
     pub const ALL: &'static [Self] = Self::VARIANTS;
+
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
 
     /// `None` if such a subject has no such limit.
     pub fn new(scope: Scope, kind: LimitKind) -> Option<Self> {

@@ -60,6 +60,7 @@ fn part(name: &str, check: Result<(), String>) -> PartAbout {
         name: name.to_owned(),
         works: check.is_ok(),
         what: check.err().unwrap_or_default(),
+        running: None,
     }
 }
 
@@ -72,6 +73,7 @@ async fn workers<S: Store>(store: &S) -> PartAbout {
     );
     if let Ok(running) = running {
         part.works = running > 0;
+        part.running = Some(running as u64);
         part.what = match running {
             0 => "no worker is running".to_owned(),
             1 => "1 worker is running".to_owned(),

@@ -6,6 +6,7 @@ use axum::body::to_bytes;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+use strum::{IntoStaticStr, VariantNames};
 
 use crate::domain::fields::{Problem, shorten, summary};
 use crate::domain::ids::JobId;
@@ -42,7 +43,8 @@ impl BadLines {
 }
 
 /// Why a request is refused.
-#[derive(Debug)]
+#[derive(Debug, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub(super) enum Refusal {
     /// The job is not valid, for all these reasons.
     BadJob(Vec<Problem>),
@@ -202,7 +204,8 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let (status, title, detail) = self.told();
         let detail = shorten(&detail, DETAIL_BYTES_MAX);
-        let mut body = json!({"type": "about:blank", "status": status.as_u16(), "title": title, "detail": detail});
+        let kind: &str = (&self).into();
+        let mut body = json!({"type": "about:blank", "status": status.as_u16(), "kind": kind, "title": title, "detail": detail});
         match &self {
             Self::BadJob(problems)
             | Self::BadQuery(problems)

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-pub use fanwise_client::{Estimate, JobStanding, Preview, Submitted};
+pub use fanwise_client::{Estimate, JobStanding, Preview, Submitted, TimeLimit};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use strum::IntoStaticStr;
+use strum::{IntoStaticStr, VariantNames};
 
 use crate::domain::accounts::Audit;
 use crate::domain::ids::JobId;
@@ -79,6 +79,9 @@ pub struct PartAbout {
     pub works: bool,
     /// Why not, or what is known of it.
     pub what: String,
+    /// Number of workers that are running; only of the part `workers`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running: Option<u64>,
 }
 
 impl From<&JobRecord> for JobStanding {
@@ -156,11 +159,115 @@ pub struct RecipientFate {
     pub state: RecipientState,
     /// An explanation of the state.
     pub explanation: String,
+    /// The same for programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub because: Option<FateCode>,
     /// Its dead letter, if it failed or is uncertain and the letter still exists.
     pub dead_letter: Option<DeadRow>,
     /// Its message, if the job keeps ids and the target named one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<MessageView>,
+}
+
+/// Why a recipient is in its state.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    IntoStaticStr,
+    VariantNames,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum FateCode {
+    /// It was not on the list of the job.
+    NotOnTheList,
+    /// It was not on the list, or its outcome was lost and it was not sent to.
+    NotOnTheListOrLost,
+    /// It was not on the list, or its outcome was lost and perhaps it has the message.
+    NotOnTheListOrPerhapsSent,
+    /// It waits for its turn or its next attempt, or is not on the list.
+    Waits,
+    /// A worker has claimed it.
+    Claimed,
+    /// A call for it was not answered; it waits for its next attempt.
+    NotAnswered,
+    /// A worker that had claimed it stopped without an answer; the next delivery decides.
+    WorkerStopped,
+    /// A call for it may have been made, and nothing is left to deliver.
+    NothingLeft,
+    /// The target accepted the message.
+    Accepted,
+    /// The second target accepted the message.
+    AcceptedBySecond,
+    /// The target did not accept the message; the dead letter, if there is one, has its last answer.
+    Refused,
+    /// Perhaps sent; the dead letter, if there is one, has the last answer.
+    PerhapsSent,
+    JobExpired,
+    JobCancelled,
+    /// It had reached the frequency cap of the job's category.
+    CapReached,
+}
+
+impl FateCode {
+    pub fn state(self) -> RecipientState {
+        match self {
+            Self::NotOnTheList
+            | Self::NotOnTheListOrLost
+            | Self::NotOnTheListOrPerhapsSent
+            | Self::Waits => RecipientState::Unseen,
+            Self::Claimed => RecipientState::Claimed,
+            Self::NotAnswered | Self::WorkerStopped | Self::NothingLeft => RecipientState::InDoubt,
+            Self::Accepted | Self::AcceptedBySecond => RecipientState::Sent,
+            Self::Refused => RecipientState::Failed,
+            Self::PerhapsSent => RecipientState::Uncertain,
+            Self::JobExpired => RecipientState::Expired,
+            Self::JobCancelled => RecipientState::Cancelled,
+            Self::CapReached => RecipientState::Capped,
+        }
+    }
+
+    pub fn explanation(self) -> &'static str {
+        match self {
+            Self::NotOnTheList => "was not on the list of this job",
+            Self::NotOnTheListOrLost => {
+                "has no outcome: it was not on the list of this job, or is one of those whose outcome was \
+                 lost; submit the job again to send to these"
+            }
+            Self::NotOnTheListOrPerhapsSent => {
+                "has no outcome: it was not on the list of this job, or is one of those whose outcome was \
+                 lost, and perhaps has the message"
+            }
+            Self::Waits => {
+                "has no outcome and no claim: it waits for its turn or its next attempt, or is not on \
+                 the list"
+            }
+            Self::Claimed => "a worker has claimed it",
+            Self::NotAnswered => {
+                "a call for it was not answered: perhaps sent; it waits for its next attempt"
+            }
+            Self::WorkerStopped => {
+                "a worker that had claimed it stopped without an answer: perhaps sent; the next delivery \
+                 decides"
+            }
+            Self::NothingLeft => {
+                "a call for it may have been made, and nothing is left to deliver: perhaps sent"
+            }
+            Self::Accepted => "the target accepted the message",
+            Self::AcceptedBySecond => "the second target accepted the message",
+            Self::Refused => "the target did not accept the message",
+            Self::PerhapsSent => "perhaps sent, perhaps not",
+            Self::JobExpired => "the job expired first",
+            Self::JobCancelled => "the job was cancelled first",
+            Self::CapReached => "it had reached the frequency cap of the job's category",
+        }
+    }
 }
 
 /// A message as its target names it.

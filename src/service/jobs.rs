@@ -9,7 +9,9 @@ use std::ops::ControlFlow;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::api::{JobDetail, JobList, MessageView, RecipientFate, RecipientRow, RecipientState};
+use super::api::{
+    FateCode, JobDetail, JobList, MessageView, RecipientFate, RecipientRow, RecipientState,
+};
 use crate::clock::now_ms;
 use crate::domain::accounts::Audit;
 use crate::domain::ids::{Fingerprint, Fingerprinter, JobId};
@@ -156,12 +158,17 @@ pub async fn recipient<S: Store, B: RetainedQueues>(
     let fingerprint = Fingerprinter::new(fingerprint_secret, record.job).fingerprint(user);
     let found = store.peek(record, &[fingerprint]).await?;
     let found = found.first().copied().unwrap_or(ClaimState::Granted);
-    let (state, mut explanation) = told(found, record);
+    let mut because = told(found, record);
+    let state = because.state();
+    let mut explanation = because.explanation().to_owned();
     let mut dead_letter = None;
     if state == RecipientState::Sent && record.fallback.is_some() {
         let reasons = store.reasons(record.job, &[fingerprint]).await?;
         let reason = reasons.into_iter().flatten().next();
-        explanation = reason.map_or(explanation, |reason| reason.text);
+        if let Some(reason) = reason {
+            because = FateCode::AcceptedBySecond;
+            explanation = reason.text;
+        }
     }
     if matches!(state, RecipientState::Failed | RecipientState::Uncertain) {
         match last_letter(broker, record, user).await {
@@ -194,6 +201,7 @@ pub async fn recipient<S: Store, B: RetainedQueues>(
         recipient: user.to_owned(),
         state,
         explanation,
+        because: Some(because),
         dead_letter,
     })
 }
@@ -244,13 +252,14 @@ pub async fn lookup<S: Store>(
         .zip(messages)
         .map(|((user, found), message)| {
             let reason = ended(&found).then(|| reasons.next().flatten()).flatten();
-            let (state, explanation) = told(found, record);
+            let because = told(found, record);
             let by_fallback = reason.as_ref().filter(|it| it.outcome == Outcome::Sent);
-            let explanation = by_fallback.map_or(explanation, |it| it.text.clone());
+            let explanation = by_fallback.map_or(because.explanation(), |it| &it.text);
+            let explanation = explanation.to_owned();
             let reason = reason.filter(|it| it.outcome != Outcome::Sent);
             RecipientRow {
                 recipient: user.clone(),
-                state,
+                state: because.state(),
                 explanation,
                 class: reason.as_ref().map(|it| it.class),
                 code: reason.as_ref().map(|it| it.code.clone()),
@@ -262,59 +271,27 @@ pub async fn lookup<S: Store>(
     Ok(rows.collect())
 }
 
-fn told(found: ClaimState, job: &JobRecord) -> (RecipientState, String) {
+fn told(found: ClaimState, job: &JobRecord) -> FateCode {
     let is_over = job.state == JobState::Completed;
-    let (state, words) = match found {
-        ClaimState::Granted if is_over && job.lost_are_unsent() => (
-            RecipientState::Unseen,
-            "has no outcome: it was not on the list of this job, or is one of those whose outcome was \
-             lost; submit the job again to send to these",
-        ),
-        ClaimState::Granted if is_over && job.lost > 0 => (
-            RecipientState::Unseen,
-            "has no outcome: it was not on the list of this job, or is one of those whose outcome was \
-             lost, and perhaps has the message",
-        ),
-        ClaimState::Granted if is_over => {
-            (RecipientState::Unseen, "was not on the list of this job")
-        }
-        ClaimState::InDoubt | ClaimState::TakenOver if is_over => (
-            RecipientState::InDoubt,
-            "a call for it may have been made, and nothing is left to deliver: perhaps sent",
-        ),
-        ClaimState::Granted => (
-            RecipientState::Unseen,
-            "has no outcome and no claim: it waits for its turn or its next attempt, or is not on \
-             the list",
-        ),
-        ClaimState::Held { .. } => (RecipientState::Claimed, "a worker has claimed it"),
-        ClaimState::InDoubt => (
-            RecipientState::InDoubt,
-            "a call for it was not answered: perhaps sent; it waits for its next attempt",
-        ),
-        ClaimState::TakenOver => (
-            RecipientState::InDoubt,
-            "a worker that had claimed it stopped without an answer: perhaps sent; the next delivery decides",
-        ),
+    match found {
+        ClaimState::Granted if is_over && job.lost_are_unsent() => FateCode::NotOnTheListOrLost,
+        ClaimState::Granted if is_over && job.lost > 0 => FateCode::NotOnTheListOrPerhapsSent,
+        ClaimState::Granted if is_over => FateCode::NotOnTheList,
+        ClaimState::InDoubt | ClaimState::TakenOver if is_over => FateCode::NothingLeft,
+        ClaimState::Granted => FateCode::Waits,
+        ClaimState::Held { .. } => FateCode::Claimed,
+        ClaimState::InDoubt => FateCode::NotAnswered,
+        ClaimState::TakenOver => FateCode::WorkerStopped,
         ClaimState::Settled(outcome) => match outcome {
-            Outcome::Sent => (RecipientState::Sent, "the target accepted the message"),
-            Outcome::Failed => (
-                RecipientState::Failed,
-                "the target did not accept the message",
-            ),
-            Outcome::Uncertain => (RecipientState::Uncertain, "perhaps sent, perhaps not"),
-            Outcome::Expired => (RecipientState::Expired, "the job expired first"),
-            Outcome::Capped => (
-                RecipientState::Capped,
-                "it had reached the frequency cap of the job's category",
-            ),
+            Outcome::Sent => FateCode::Accepted,
+            Outcome::Failed => FateCode::Refused,
+            Outcome::Uncertain => FateCode::PerhapsSent,
+            Outcome::Expired => FateCode::JobExpired,
+            Outcome::Capped => FateCode::CapReached,
             // A duplicate is an outcome of a list entry; no recipient has it.
-            Outcome::Cancelled | Outcome::Duplicate => {
-                (RecipientState::Cancelled, "the job was cancelled first")
-            }
+            Outcome::Cancelled | Outcome::Duplicate => FateCode::JobCancelled,
         },
-    };
-    (state, words.to_owned())
+    }
 }
 
 /// The latest dead letter of a recipient.

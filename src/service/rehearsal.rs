@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 
 use super::admission::{Admission, Refused, Rules, resolve};
-use super::api::{Estimate, Preview};
+use super::api::{Estimate, Preview, TimeLimit};
 use super::control::{Facts, LimitedJob, in_force};
 use crate::clock::now;
 use crate::domain::directive::Board;
@@ -115,14 +115,16 @@ impl Rehearsal {
         let target = rules.target(&self.head.target)?;
         let (calls, bytes) = self.calls_and_bytes(target, recipients);
         let slowest = self.slowest(calls, recipients, facts, board, now_ms);
-        let (seconds, limit) = slowest.unzip();
+        let (seconds, limits) = slowest.unzip();
+        let (limits, sentences): (Vec<_>, Vec<_>) = limits.into_iter().flatten().unzip();
         Some(Estimate {
             rendered: self.rendered,
             would_fail: self.would_fail,
             calls,
             bytes,
             seconds,
-            limit,
+            limit: seconds.map(|_| sentences.join(", ")),
+            limits,
         })
     }
 
@@ -156,7 +158,7 @@ impl Rehearsal {
         facts: &Facts,
         board: &Board,
         now_ms: u64,
-    ) -> Option<(u64, String)> {
+    ) -> Option<(u64, Vec<(TimeLimit, String)>)> {
         let head = &*self.head;
         let of_app = facts.windows.get(&head.app);
         let windows = head.window.iter().chain(of_app);
@@ -174,18 +176,26 @@ impl Rehearsal {
             let left = spread::left(&windows, start, until);
             let paced = spread::end_ms(&windows, start, left.mul_f64(gaps));
             if paced > end {
-                (end, why) = (paced, Some(format!("spread until {}", moment::text(until))));
+                let pace_until = moment::text(until);
+                let sentence = format!("spread until {pace_until}");
+                (end, why) = (paced, Some((TimeLimit::Spread { pace_until }, sentence)));
             }
         }
         let mut whys: Vec<_> = why.into_iter().collect();
         if start > now_ms {
-            whys.push(format!("not before {}", moment::text(start)));
+            let at = moment::text(start);
+            let sentence = format!("not before {at}");
+            whys.push((TimeLimit::NotBefore { at }, sentence));
         }
         if spread::end_ms(&std::iter::empty(), start, needed) < end {
-            whys.extend(windows.map(|window| format!("within {window}")));
+            whys.extend(windows.map(|window| {
+                let window = window.to_string();
+                let sentence = format!("within {window}");
+                (TimeLimit::Hours { window }, sentence)
+            }));
         }
         let seconds = end.saturating_sub(now_ms).div_ceil(1000);
-        (!whys.is_empty()).then(|| (seconds, whys.join(", ")))
+        (!whys.is_empty()).then_some((seconds, whys))
     }
 
     /// The limit that takes longest, and the time that it takes at least.
@@ -196,7 +206,7 @@ impl Rehearsal {
         facts: &Facts,
         board: &Board,
         now_ms: u64,
-    ) -> Option<(Duration, String)> {
+    ) -> Option<(Duration, (TimeLimit, String))> {
         let head = &*self.head;
         let job = LimitedJob {
             target: &head.target,
@@ -222,10 +232,15 @@ impl Rehearsal {
                     LimitOf::Job => "the job".to_owned(),
                     _ => limit.about(&head.target),
                 };
-                (
-                    Duration::from_millis(ms),
-                    format!("{} of {about}", limit.rate.short()),
-                )
+                let rate = limit.rate.short();
+                let sentence = format!("{rate} of {about}");
+                let limit = TimeLimit::Limit {
+                    limit: limit.of.as_str().to_owned(),
+                    name: limit.name.to_owned(),
+                    target: head.target.clone(),
+                    rate,
+                };
+                (Duration::from_millis(ms), (limit, sentence))
             });
         times.max_by_key(|(time, _)| *time)
     }

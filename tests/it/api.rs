@@ -537,6 +537,9 @@ async fn a_dry_run_shows_what_recipients_would_get(place: Place) {
     let dry = place.post("/v1/jobs?dry_run=true", job).await;
     assert_eq!(dry["estimate"]["seconds"], 3, "{dry}");
     assert_eq!(dry["estimate"]["limit"], "30/s of app other", "{dry}");
+    let told = json!([{"code": "limit", "values":
+        {"limit": "app", "name": "other", "target": dry["target"], "rate": "30/s"}}]);
+    assert_eq!(dry["estimate"]["limits"], told, "{dry}");
     let bytes = dry["estimate"]["bytes"].as_u64().unwrap();
     assert!((96 * 50..96 * 1000).contains(&bytes), "{dry}");
     assert_eq!(place.get("/v1/jobs").await["jobs"], json!([]));

@@ -1,7 +1,7 @@
 //! What a server answers about jobs.
 
 use serde::{Deserialize, Serialize};
-use strum::{EnumString, IntoStaticStr, VariantArray};
+use strum::{EnumString, IntoStaticStr, VariantArray, VariantNames};
 
 use crate::audience::FetchedList;
 use crate::id::JobId;
@@ -72,6 +72,32 @@ pub struct Estimate {
     /// What takes this time.
     #[serde(default)]
     pub limit: Option<String>,
+    /// The same for programs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<TimeLimit>,
+}
+
+/// What makes a job take time: a code, and values. Rates and sending hours are written as in the
+/// configuration, times as RFC 3339.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, VariantNames)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(tag = "code", content = "values", rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum TimeLimit {
+    /// A limit: `target`, `target_daily`, `app`, `app_daily`, `job`, `sender` or `shared`.
+    Limit {
+        limit: String,
+        /// The target, the app, the sender or the shared limit.
+        name: String,
+        target: String,
+        rate: String,
+    },
+    /// The job is spread evenly until this time.
+    Spread { pace_until: String },
+    /// It starts at this time.
+    NotBefore { at: String },
+    /// It is sent within these hours only.
+    Hours { window: String },
 }
 
 /// Progress of a job.

@@ -50,6 +50,7 @@ pub mod webhook;
 
 pub use self::answer::{
     Accounts, Estimate, FieldProblem, JobStanding, JobState, JobView, Preview, Problem, Submitted,
+    TimeLimit,
 };
 pub use self::audience::{Audience, FetchedList, ListFormat, Recipient};
 pub use self::id::{JobId, NotAJobId};

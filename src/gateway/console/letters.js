@@ -4,13 +4,14 @@ import { Act, Check, dialog, Field, html, Input, Loading, Problem } from './part
 import { useEffect, useState } from './vendor/hooks.js';
 import { post } from './server.js';
 import { number, t } from './words.js';
+import { word } from './sentences.js';
 
 const selected = (filter) => Object.fromEntries(Object.entries(filter).filter(([, value]) => value));
 
 function Filter({ filter }) {
   const fields = Object.entries(selected(filter));
   return html`<p>${fields.length
-    ? fields.map(([name, value]) => html`<code>${name} = ${value}</code> `)
+    ? fields.map(([name, value]) => html`<code>${word(name)} = ${['outcome', 'class'].includes(name) ? word(value) : value}</code> `)
     : t('All dead letters.')}</p>`;
 }
 

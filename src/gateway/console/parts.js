@@ -6,6 +6,7 @@ import htm from './vendor/htm.js';
 import { isReachable, on, Refused } from './server.js';
 import { OUTCOMES, settled } from './history.js';
 import { number, percent, relative, t, time } from './words.js';
+import { refusal, sentence } from './sentences.js';
 
 export const html = htm.bind(h);
 
@@ -63,13 +64,22 @@ export function useReach() {
 export function Problem({ error }) {
   if (!error) return null;
   const problems = error instanceof Refused ? error.problems : [];
-  const title = error instanceof Refused ? error.title : t('The server cannot be reached.');
+  const { title, detail } = error instanceof Refused ? refusal(error) : { title: t('The server cannot be reached.') };
   return html`<div class="notice bad" role="alert">
     <strong>${title}</strong>
     ${problems.length
-      ? html`<ul>${problems.map((it) => html`<li>${it.field && html`<code>${it.field}</code> `}${it.what}</li>`)}</ul>`
-      : error instanceof Refused && html`<div>${error.message}</div>`}
+      ? html`<ul>${problems.map((it) => html`<li>${it.field && html`<code>${it.field}</code> `}${sentence(it.what)}</li>`)}</ul>`
+      : detail && html`<div>${detail}</div>`}
   </div>`;
+}
+
+/** A text of JSON as its value. */
+export function parse(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new SyntaxError(t('This is not valid JSON.'));
+  }
 }
 
 export const Empty = ({ children }) => html`<p class="empty">${children}</p>`;

@@ -15,6 +15,8 @@ export class Refused extends Error {
     super(problem.detail || problem.title || `status ${status}`);
     this.status = status;
     this.title = problem.title || '';
+    this.kind = problem.kind;
+    this.job = problem.job;
     this.problems = problem.problems || [];
   }
 }

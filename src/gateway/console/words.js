@@ -24,8 +24,6 @@ export function t(text, values = {}) {
 const locale = language === 'zh' ? 'zh-CN' : 'en-GB';
 const whole = new Intl.NumberFormat(locale);
 const oneDigit = new Intl.NumberFormat(locale, { maximumFractionDigits: 1 });
-const moment = new Intl.DateTimeFormat(locale, { dateStyle: 'medium', timeStyle: 'medium' });
-const clockTime = new Intl.DateTimeFormat(locale, { timeStyle: 'medium' });
 const ago = new Intl.RelativeTimeFormat(locale, { numeric: 'auto', style: 'short' });
 
 export const number = (value) => whole.format(value);
@@ -39,9 +37,20 @@ export const percent = (part, all) => {
   return `${oneDigit.format(value)} %`;
 };
 
-export const time = (text) => (text ? moment.format(new Date(text)) : '–');
+const twoDigits = (value) => String(value).padStart(2, '0');
 
-export const clock = (at) => clockTime.format(at);
+/** `14:05:09`, in the time zone of this place */
+export function clock(at) {
+  const date = new Date(at);
+  return [date.getHours(), date.getMinutes(), date.getSeconds()].map(twoDigits).join(':');
+}
+
+/** `2026-11-30 14:05:09`, in the time zone of this place and the same in both languages */
+export function time(text) {
+  const date = new Date(text);
+  if (!text || Number.isNaN(date.getTime())) return text || '–';
+  return `${date.getFullYear()}-${twoDigits(date.getMonth() + 1)}-${twoDigits(date.getDate())} ${clock(date)}`;
+}
 
 const UNITS = [['day', 86_400], ['hour', 3600], ['minute', 60], ['second', 1]];
 
@@ -59,9 +68,8 @@ export function duration(seconds) {
   const s = Math.ceil(seconds);
   if (s < 60) return t('{s} s', { s });
   const [h, m] = [Math.floor(s / 3600), Math.floor((s % 3600) / 60)];
-  const two = (value) => String(value).padStart(2, '0');
   if (h >= 48) return t('{d} d {h} h', { d: Math.floor(h / 24), h: h % 24 });
-  return h ? t('{h} h {m} min', { h, m: two(m) }) : t('{m} min {s} s', { m, s: two(s % 60) });
+  return h ? t('{h} h {m} min', { h, m: twoDigits(m) }) : t('{m} min {s} s', { m, s: twoDigits(s % 60) });
 }
 
 export const bytes = (value) => (value < 1e6 ? `${oneDigit.format(value / 1e3)} kB` : `${oneDigit.format(value / 1e6)} MB`);

@@ -30,9 +30,12 @@ use crate::service::target_test::{TestRequest, Tested};
     reason = "only its schema is used: refusals are written field by field"
 )]
 pub(super) struct ProblemDetails {
-    /// Always `about:blank`: `status` and `title` tell the kind of problem.
+    /// Always `about:blank`: `status` and `kind` tell the kind of problem.
     r#type: String,
     status: u16,
+    /// The same for programs, such as `bad_job`, `conflict` or `forbidden`; absent if the request did
+    /// not get as far as its operation.
+    kind: Option<String>,
     title: String,
     /// An explanation, with what to do about it.
     detail: String,

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use strum::VariantNames;
 
+use self::detail::{Because, OtherJob, Others};
+pub use self::detail::{Detail, LimitName};
 use super::limits::{InForce, LimitedJob, in_force};
 use super::{Facts, TargetFacts, board};
 use crate::clock::rfc3339;
@@ -19,19 +22,25 @@ use crate::domain::window::Window;
 use crate::error::chain;
 use crate::ports::{Beat, JobRecord, JobState, LedgerError, Park, Store};
 
+mod detail;
+
 /// One thing that stops a job or slows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Hindrance {
     pub cause: Cause,
     /// The subject, the author and the reason.
     pub what: String,
+    /// The same for programs, which say it in their own words.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<Detail>,
     /// RFC 3339 time of its end, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, VariantNames)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Cause {
     /// The job is cancelled, and some recipients are not settled yet.
     Cancelled,
@@ -126,8 +135,8 @@ pub async fn hindrances<S: Store>(
         return Ok(Vec::new());
     }
     if let Err(error) = store.beat(&QUESTION).await {
-        let what = format!("the ledger takes no writes: {}", chain(&error));
-        return Ok(vec![hindrance(Cause::Ledger, what, None)]);
+        let error = chain(&error);
+        return Ok(vec![hindrance(Detail::LedgerAway { error }, None)]);
     }
     let board = board(store).await?;
     let parked = store.parked(std::slice::from_ref(&record.target)).await?;
@@ -242,12 +251,12 @@ impl<'a> Situation<'a> {
     fn not_cut(&self) -> Option<Hindrance> {
         let lists = self.record.uncut;
         (lists > 0).then(|| {
-            let what = format!(
-                "{lists} of its {} list(s) are not cut into slices yet: they wait until target {} is not \
-                 parked or paused, and has room on its lanes",
-                self.record.submissions, self.record.target
-            );
-            hindrance(Cause::NotCut, what, None)
+            let detail = Detail::NotCut {
+                lists,
+                submissions: self.record.submissions,
+                target: self.record.target.clone(),
+            };
+            hindrance(detail, None)
         })
     }
 
@@ -259,63 +268,61 @@ impl<'a> Situation<'a> {
     /// The hindrances that stop the job.
     fn stops(&self) -> Vec<Hindrance> {
         if let Some(cancel) = self.find(Scope::Job, self.job, Kind::Cancel) {
-            let what = format!("job {cancel}; its calls under way still finish");
-            return vec![hindrance(Cause::Cancelled, what, None)];
+            return vec![hindrance(Detail::Cancelled(cancel.into()), None)];
         }
         let mut found = Vec::new();
         for (scope, name) in self.subjects() {
             if let Some(pause) = self.find(scope, name, Kind::Pause) {
-                let what = format!("{} {pause}{}", about(scope, name), until(pause.until_ms));
-                found.push(hindrance(Cause::Paused, what, pause.until_ms));
+                let (name, note) = (name.to_owned(), pause.into());
+                found.push(hindrance(
+                    Detail::Paused { scope, name, note },
+                    pause.until_ms,
+                ));
             }
         }
         if let Some(park) = self.find(Scope::Job, self.job, Kind::Park) {
-            let reason = park.reason.as_deref().unwrap_or_default();
-            let what = format!("job is parked{}: {reason}", until(park.until_ms));
-            found.push(hindrance(Cause::Parked, what, park.until_ms));
+            found.push(hindrance(Detail::of_parked_job(park), park.until_ms));
         }
         if let Some(park) = self.park.filter(|park| park.until_ms > self.now_ms) {
-            let end = Some(park.until_ms);
-            let target = &self.record.target;
-            let what = format!("target {target} is parked{}: {park}", until(end));
-            found.push(hindrance(Cause::Parked, what, end));
+            let detail = Detail::of_park(&self.record.target, park);
+            found.push(hindrance(detail, Some(park.until_ms)));
         }
         if self.target().is_none() {
-            let what = format!(
-                "target {} is not configured here; its slices wait until workers have it again, also \
-                 to be cancelled",
-                self.record.target
-            );
-            found.push(hindrance(Cause::NoTarget, what, None));
+            let target = self.record.target.clone();
+            found.push(hindrance(Detail::NoTarget { target }, None));
         }
         if let Some(at) = self.record.not_before_ms.filter(|at| *at > self.now_ms) {
-            let what = format!("not to be sent before {}", rfc3339(at));
-            found.push(hindrance(Cause::Scheduled, what, Some(at)));
+            let start = rfc3339(at);
+            found.push(hindrance(Detail::NotBefore { at: start }, Some(at)));
         }
         found.extend(self.closed());
         found
     }
 
     /// The sending hours of the job and its app, with whose they are.
-    fn windows(&self) -> impl Iterator<Item = (String, Window)> {
+    fn windows(&self) -> impl Iterator<Item = (Scope, Window)> {
         let of_job = self.record.window.as_deref().and_then(|it| it.parse().ok());
         let of_app = self.facts.windows.get(&self.record.app).cloned();
-        let app = format!("app {}", self.record.app);
-        let windows = [("job".to_owned(), of_job), (app, of_app)].into_iter();
+        let windows = [(Scope::Job, of_job), (Scope::App, of_app)].into_iter();
         windows.filter_map(|(of, window)| Some((of, window?)))
     }
 
     /// The sending hours that are over or have not begun. Not those that each recipient has in its own
     /// zone.
     fn closed(&self) -> Vec<Hindrance> {
-        let of_all = |(_, window): &(String, Window)| window.zone_var().is_none();
+        let of_all = |(_, window): &(Scope, Window)| window.zone_var().is_none();
         let closed = self.windows().filter(of_all).filter_map(|(of, window)| {
             let opens = window.opens_ms(self.now_ms)?;
-            let what = format!(
-                "sending hours of the {of} ({window}): opens at {}",
-                rfc3339(opens)
-            );
-            Some(hindrance(Cause::SendingHours, what, Some(opens)))
+            let detail = Detail::OutsideHours {
+                scope: of,
+                name: match of {
+                    Scope::App => self.record.app.clone(),
+                    Scope::Job | Scope::Target | Scope::Shared => self.job.to_owned(),
+                },
+                window: window.to_string(),
+                opens_at: rfc3339(opens),
+            };
+            Some(hindrance(detail, Some(opens)))
         });
         closed.collect()
     }
@@ -326,10 +333,8 @@ impl<'a> Situation<'a> {
         let mut windows = self.windows().map(|(_, window)| window);
         let window = windows.find(|window| window.zone_var().is_some())?;
         (work.places + work.waiting == 0).then(|| {
-            let what = format!(
-                "recipients wait for their own sending hours ({window}), or for the next attempt"
-            );
-            hindrance(Cause::SendingHours, what, None)
+            let window = window.to_string();
+            hindrance(Detail::OwnHours { window }, None)
         })
     }
 
@@ -348,32 +353,31 @@ impl<'a> Situation<'a> {
 
     /// The hindrance to report if a limit is reached.
     fn limited_by(&self, limit: &InForce<'_>) -> Hindrance {
-        let (about, rate, full) = (limit.about(&self.record.target), limit.rate, limit.full);
-        let cause = Cause::limit_of(limit.of);
+        let (rate, full) = (limit.rate, limit.full);
+        let name = limit.named(&self.record.target);
         if let Some(climb) = limit.climb {
-            let ends = Some(climb.ends_ms());
-            let (part, whole) = (rate.short(), full.short());
-            let what = format!(
-                "{about} has its limit adapted: {part} of {whole}; it climbs{}",
-                until(ends)
-            );
-            return hindrance(cause, what, ends);
+            let detail = Detail::LimitAdapted {
+                limit: name,
+                rate: rate.short(),
+                full: full.short(),
+            };
+            return hindrance(detail, Some(climb.ends_ms()));
         }
-        match (limit.set, limit.of) {
-            (Some(set), _) => {
-                let what = format!("{about} {set}{}", until(set.until_ms));
-                hindrance(cause, what, set.until_ms)
-            }
-            (None, LimitOf::Shared) => hindrance(cause, format!("{about}: {}", rate.short()), None),
-            (None, LimitOf::Target | LimitOf::App | LimitOf::Job) => {
-                hindrance(cause, format!("{about} has the limit {rate}"), None)
-            }
-            (None, LimitOf::TargetDaily | LimitOf::AppDaily | LimitOf::Sender) => hindrance(
-                cause,
-                format!("{about} has the limit {}", rate.short()),
-                None,
-            ),
+        if let Some(set) = limit.set {
+            let detail = Detail::LimitSet {
+                limit: name,
+                rate: full.to_string(),
+                note: set.into(),
+            };
+            return hindrance(detail, set.until_ms);
         }
+        let rate = match limit.of {
+            LimitOf::Target | LimitOf::App | LimitOf::Job => rate.to_string(),
+            LimitOf::Shared | LimitOf::TargetDaily | LimitOf::AppDaily | LimitOf::Sender => {
+                rate.short()
+            }
+        };
+        hindrance(Detail::LimitReached { limit: name, rate }, None)
     }
 
     /// The rate at which the job is spread over the time, if it is.
@@ -400,13 +404,12 @@ impl<'a> Situation<'a> {
         let silent = self.now_ms.saturating_sub(since) as f64 / 1000.0;
         let due = silent * per_second < DUE_MAX || silent * 1000.0 < PATIENCE_MS as f64;
         (going >= NEARLY_ALL * per_second || due).then(|| {
-            let what = format!(
-                "spread evenly until {}: {} recipient(s) are left, {}",
-                rfc3339(until),
-                self.record.pending,
-                speed(per_second)
-            );
-            hindrance(Cause::Pace, what, Some(until))
+            let detail = Detail::Spread {
+                pace_until: rfc3339(until),
+                left: self.record.pending,
+                per_second,
+            };
+            hindrance(detail, Some(until))
         })
     }
 
@@ -443,16 +446,12 @@ impl<'a> Situation<'a> {
             (calls + it.calls, oldest.max(it.oldest_ms))
         });
         (oldest_ms >= SLOW_CALL_MS).then(|| {
-            let (noun, seconds) = (
-                if calls == 1 {
-                    "call waits"
-                } else {
-                    "calls wait"
-                },
-                oldest_ms / 1000,
-            );
-            let what = format!("{calls} {noun} for {target}, the oldest for {seconds} s");
-            hindrance(Cause::Target, what, None)
+            let detail = Detail::SlowCalls {
+                target: target.clone(),
+                calls,
+                oldest_seconds: oldest_ms / 1000,
+            };
+            hindrance(detail, None)
         })
     }
 
@@ -464,8 +463,7 @@ impl<'a> Situation<'a> {
             return Some(away);
         }
         if record.state == JobState::Accepted {
-            let what = "accepted, and no worker has taken it yet: other jobs are before it";
-            return Some(hindrance(Cause::Waiting, what.to_owned(), None));
+            return Some(hindrance(Detail::NotTaken, None));
         }
         let rate = record.per_second(self.now_ms);
         let lately = |at: u64| self.now_ms.saturating_sub(at) < PATIENCE_MS;
@@ -491,25 +489,18 @@ impl<'a> Situation<'a> {
             if let Some(gone) = self.gone(&work) {
                 return Some(gone);
             }
-            let what = format!("no outcome for {} s: {}", silent / 1000, work.why_none());
-            let cause = match work.waiting > 0 && work.has_others() {
-                true => Cause::OtherJobs,
-                false => Cause::Waiting,
-            };
-            return (silent >= PATIENCE_MS).then(|| hindrance(cause, what, None));
+            return (silent >= PATIENCE_MS)
+                .then(|| hindrance(work.no_outcome(silent / 1000), None));
         }
         if work.waiting > 0 && work.has_others() {
-            let what = format!(
-                "it shares the target with other jobs and has {} of {} places; {}",
-                work.places,
-                work.all,
-                work.whose()
-            );
-            return Some(hindrance(Cause::OtherJobs, what, None));
+            let detail = Detail::SharesTarget {
+                places: work.places,
+                all: work.all,
+                others: work.others(),
+            };
+            return Some(hindrance(detail, None));
         }
-        let what = "only the time of the target's answers limits it: more calls in flight or more \
-                    workers may help";
-        Some(hindrance(Cause::Target, what.to_owned(), None))
+        Some(hindrance(Detail::AnswerTime, None))
     }
 
     /// Nothing was seen of the job for longer than any wait takes until its next look, or an operator
@@ -519,35 +510,21 @@ impl<'a> Situation<'a> {
             return None;
         }
         if let Some(repair) = self.find(Scope::Job, self.job, Kind::Repair) {
-            let what = format!(
-                "{repair}; workers look for what is left of it and end it if they find nothing"
-            );
-            return Some(hindrance(Cause::Waiting, what, repair.until_ms));
+            return Some(hindrance(Detail::Repair(repair.into()), repair.until_ms));
         }
         let silent = self.now_ms.saturating_sub(self.record.heard_at_ms());
-        (silent > LOST_MS).then(|| {
-            let what = format!(
-                "no sign of its slices for {} min: they may be lost. `fanwise job repair` looks for \
-                 them now; without it workers look after ledger.abandoned_after",
-                silent / 60_000
-            );
-            hindrance(Cause::Waiting, what, None)
-        })
+        let minutes = silent / 60_000;
+        (silent > LOST_MS).then(|| hindrance(Detail::NoSign { minutes }, None))
     }
 
     /// No process that could work on the job.
     fn no_session(&self) -> Option<Hindrance> {
         let mut workers = self.beats.iter().filter(|beat| beat.works).peekable();
         if workers.peek().is_none() {
-            let what = "no worker is running: start `fanwise worker` or `fanwise serve`";
-            return Some(hindrance(Cause::NoWorker, what.to_owned(), None));
+            return Some(hindrance(Detail::NoWorker, None));
         }
         let all_away = workers.all(|beat| beat.at_broker == Some(false));
-        all_away.then(|| {
-            let what = "no worker has a session with the broker: see their logs, or run \
-                        `fanwise doctor`";
-            hindrance(Cause::Broker, what.to_owned(), None)
-        })
+        all_away.then(|| hindrance(Detail::NoSession, None))
     }
 
     fn find(&self, scope: Scope, name: &str, kind: Kind) -> Option<&'a Directive> {
@@ -607,67 +584,46 @@ impl<'a> Work<'a> {
         self.unnamed > 0 || !self.others.is_empty()
     }
 
-    /// Why no recipient gets an outcome.
-    fn why_none(&self) -> String {
-        match (self.places, self.waiting, self.has_others()) {
-            (1.., ..) => "its slices have places, and no call is answered".to_owned(),
-            (0, 1.., true) => format!("its slices wait for a place; {}", self.whose()),
-            (0, _, false) => "retries wait for their time".to_owned(),
-            (0, 0, true) => format!(
-                "retries wait for their time, or other jobs are before it on its lane; {}",
-                self.whose()
-            ),
+    /// No recipient gets an outcome, for so many seconds.
+    fn no_outcome(&self, seconds: u64) -> Detail {
+        let (because, others) = match (self.places, self.waiting, self.has_others()) {
+            (1.., ..) => (Because::NoAnswer, Others::default()),
+            (0, 1.., true) => (Because::NoPlace, self.others()),
+            (0, _, false) => (Because::Retries, Others::default()),
+            (0, 0, true) => (Because::RetriesOrLane, self.others()),
+        };
+        Detail::NoOutcome {
+            seconds,
+            because,
+            others,
         }
     }
 
     /// Which other jobs have places.
-    fn whose(&self) -> String {
+    fn others(&self) -> Others {
         let named = self.others.iter().take(JOBS_NAMED_MAX);
-        let count = |places: u64| {
-            let noun = if places == 1 { "place" } else { "places" };
-            format!("{places} {noun}")
-        };
-        let mut told: Vec<_> = named
-            .map(|(job, app, places)| format!("job {job} of app {app} has {}", count(*places)))
-            .collect();
+        let jobs = named.map(|(job, app, places)| OtherJob {
+            job: job.to_string(),
+            app: (*app).to_owned(),
+            places: *places,
+        });
         let rest = self.others.iter().skip(JOBS_NAMED_MAX);
-        match rest.map(|(.., places)| places).sum() {
-            0 => {}
-            more => told.push(format!("further jobs have {}", count(more))),
+        Others {
+            jobs: jobs.collect(),
+            further_places: rest.map(|(.., places)| places).sum(),
+            unnamed_places: self.unnamed,
         }
-        match self.unnamed {
-            0 => {}
-            unnamed => told.push(format!("jobs of other apps have {}", count(unnamed))),
-        }
-        told.join(", ")
     }
 }
 
-fn hindrance(cause: Cause, what: String, until_ms: Option<u64>) -> Hindrance {
+fn hindrance(detail: Detail, until_ms: Option<u64>) -> Hindrance {
     let until = until_ms.map(rfc3339);
-    Hindrance { cause, what, until }
-}
-
-/// `4.2/s`, `0.5/min`
-fn speed(per_second: f64) -> String {
-    match per_second {
-        1.0.. => format!("{per_second:.1}/s"),
-        per_second if per_second * 60.0 >= 1.0 => format!("{:.1}/min", per_second * 60.0),
-        per_second => format!("{:.2}/h", per_second * 3600.0),
+    Hindrance {
+        cause: detail.cause(),
+        what: detail.sentence(until.as_deref()),
+        until,
+        detail: Some(detail),
     }
-}
-
-/// The report names the job already.
-fn about(scope: Scope, name: &str) -> String {
-    match scope {
-        Scope::Job => "job".to_owned(),
-        Scope::Target | Scope::App | Scope::Shared => format!("{} {name}", scope.as_str()),
-    }
-}
-
-fn until(ms: Option<u64>) -> String {
-    ms.map(|ms| format!(" until {}", rfc3339(ms)))
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::Facts;
+use super::hindrance::LimitName;
 use crate::domain::adapt::Climb;
 use crate::domain::directive::{Board, Directive};
 use crate::domain::job_limits::{LimitOf, Limited, Rates};
@@ -57,13 +58,14 @@ impl InForce<'_> {
 
     /// `target im`, `each sender news of target im`
     pub fn about(&self, target: &str) -> String {
-        match self.of {
-            LimitOf::Target | LimitOf::TargetDaily => format!("target {target}"),
-            LimitOf::App | LimitOf::AppDaily => format!("app {}", self.name),
-            LimitOf::Job => "job".to_owned(),
-            LimitOf::Sender if self.name.is_empty() => format!("the sender at target {target}"),
-            LimitOf::Sender => format!("sender {} at target {target}", self.name),
-            LimitOf::Shared => format!("all targets that share the limit {}", self.name),
+        self.named(target).to_string()
+    }
+
+    pub fn named(&self, target: &str) -> LimitName {
+        LimitName {
+            limit: self.of,
+            name: self.name.to_owned(),
+            target: target.to_owned(),
         }
     }
 }

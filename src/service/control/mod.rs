@@ -16,7 +16,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::hindrance::{Cause, Hindrance, Reader, hindrances, stops};
+pub use self::hindrance::{Cause, Detail, Hindrance, LimitName, Reader, hindrances, stops};
 pub use self::limits::{InForce, LimitedJob, in_force};
 pub use self::many::{ManyCommand, ManyResult, Selection, carry_out_many};
 pub use self::times::{end_text, end_time, pace_text, pace_time, start_time};

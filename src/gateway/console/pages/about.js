@@ -3,6 +3,7 @@
 import { Cell, html, Problem, Table, useLoad, useTick } from '../parts.js';
 import { get } from '../server.js';
 import { bytes, t, time } from '../words.js';
+import { part as known, word } from '../sentences.js';
 
 export function About({ about: first }) {
   const { data, error, reload } = useLoad(() => get('v1/about'), []);
@@ -11,9 +12,9 @@ export function About({ about: first }) {
   return html`<h1>${t('About')}</h1><${Problem} error=${error} />
     <section class="card"><h2>${t('Health')}</h2>
       <${Table} heads=${[t('Part'), t('State'), '']} label=${t('Health')}>${about.parts.map((part) => html`<tr key=${part.name}>
-        <${Cell} head=${t('Part')} class="name">${part.name}<//>
+        <${Cell} head=${t('Part')} class="name">${word(part.name)}<//>
         <${Cell} head=${t('State')}><span class=${`badge ${part.works ? 'good' : 'bad'}`}>${part.works ? t('works') : t('does not work')}</span><//>
-        <${Cell} head="">${part.what}<//></tr>`)}<//></section>
+        <${Cell} head="">${known(part)}<//></tr>`)}<//></section>
     <section class="card"><h2>${t('Server')}</h2><dl class="facts">
       <dt>${t('Version')}</dt><dd>${about.version}</dd>
       <dt>${t('Engine')}</dt><dd>${about.engine === 'embedded' ? t('embedded, in one file of this machine') : t('RabbitMQ and Redis')}</dd>

@@ -4,6 +4,7 @@ import { useState } from '../vendor/hooks.js';
 import { Ago, Badge, Cell, Empty, Field, html, Input, Loading, Problem, Select, Table, useLoad } from '../parts.js';
 import { get, lines } from '../server.js';
 import { number, t } from '../words.js';
+import { answer, word } from '../sentences.js';
 import { purge, redrive } from '../letters.js';
 
 const PAGE = 100;
@@ -31,7 +32,7 @@ async function groups(filter) {
 function Filters({ filter, apply, about }) {
   const [form, setForm] = useState(filter);
   const field = (name) => ({ value: form[name] || '', change: (value) => setForm({ ...form, [name]: value }) });
-  const choice = (names) => [['', t('All')], ...names.map((name) => [name, name])];
+  const choice = (names, told = (name) => name) => [['', t('All')], ...names.map((name) => [name, told(name)])];
   const submit = (event) => {
     event.preventDefault();
     apply(Object.fromEntries(Object.entries(form).filter(([, value]) => value)));
@@ -43,7 +44,7 @@ function Filters({ filter, apply, about }) {
     <${Field} label=${t('Recipient')}><${Input} ...${field('recipient')} /><//>
     <${Field} label=${t('Code')}><${Input} ...${field('code')} /><//>
     <${Field} label=${t('Outcome')}><${Select} ...${field('outcome')} options=${[['', t('All')], ['failed', t('failed')], ['uncertain', t('uncertain')]]} /><//>
-    <${Field} label=${t('Class')}><${Select} ...${field('class')} options=${choice(['permanent', 'transient', 'uncertain'])} /><//>
+    <${Field} label=${t('Class')}><${Select} ...${field('class')} options=${choice(['permanent', 'transient', 'uncertain'], word)} /><//>
     <${Field} label=${t('Last attempt')}><${Select} ...${field('since')} options=${[['', t('Any time')], ['1h', t('Last hour')], ['24h', t('Last 24 hours')], ['168h', t('Last 7 days')]]} /><//>
     <button class="primary">${t('Find')}</button>
   </form>`;
@@ -61,14 +62,14 @@ function Letters({ filter }) {
       <${Cell} head=${heads[0]} class="name">${it.recipient}<//>
       <${Cell} head=${heads[1]}><a href=${`#/jobs/${it.job}`}>${it.client_msg_no}</a><small>${it.app} → ${it.target}</small><//>
       <${Cell} head=${heads[2]}><${Badge} state=${it.outcome} /><//>
-      <${Cell} head=${heads[3]}><code>${it.code}</code><small>${it.class}</small><//>
+      <${Cell} head=${heads[3]}><code>${it.code}</code><small>${[word(it.class), answer(it.code)].filter(Boolean).join(' · ')}</small><//>
       <${Cell} head=${heads[4]} class="text">${it.text}<//>
       <${Cell} head=${heads[5]} class="figure">${it.attempts}<//>
       <${Cell} head=${heads[6]} class="figure"><${Ago} at=${it.last_attempt_at} /><//></tr>`)}<//>`}
-    <div class="pages">
-      <button type="button" disabled=${cursors.length === 0} onClick=${() => setCursors(cursors.slice(0, -1))}>← ${t('Back')}</button>
+    ${(cursors.length > 0 || data?.next) && html`<div class="pages">
+      <button type="button" disabled=${cursors.length === 0} onClick=${() => setCursors(cursors.slice(0, -1))}>← ${t('Previous')}</button>
       <button type="button" disabled=${!data?.next} onClick=${() => setCursors([...cursors, data.next])}>${t('More')} →</button>
-    </div>`;
+    </div>`}`;
 }
 
 function Groups({ filter, apply, orders }) {
@@ -81,7 +82,7 @@ function Groups({ filter, apply, orders }) {
     ${data && data.groups.length > 0 && html`<${Table} heads=${heads} label=${t('Dead letters by code')}>${data.groups.map((it) => {
       const own = { ...filter, app: it.app, target: it.target, outcome: it.outcome, code: it.code };
       return html`<tr key=${it.app + it.target + it.outcome + it.code}>
-        <${Cell} head=${heads[0]} class="name"><code>${it.code}</code><//>
+        <${Cell} head=${heads[0]} class="name"><code>${it.code}</code><small>${answer(it.code)}</small><//>
         <${Cell} head=${heads[1]} class="text">${it.text}<//>
         <${Cell} head=${heads[2]}>${it.app} → ${it.target}<//>
         <${Cell} head=${heads[3]}><${Badge} state=${it.outcome} /><//>

@@ -5,6 +5,7 @@ import { Act, Ago, Badge, Bar, Cell, Field, html, Input, Loading, nameOf, Proble
 import { followJob, get, on } from '../server.js';
 import { OUTCOMES, pointsOf, record, settled } from '../history.js';
 import { duration, number, percent, perSecond, t, time } from '../words.js';
+import { answer, fate as explained, hindrance, sentence, value, word } from '../sentences.js';
 import { Curve } from '../curve.js';
 import { Order } from '../steer.js';
 import { redrive } from '../letters.js';
@@ -34,8 +35,8 @@ function Hindrances({ job }) {
   if (!job.hindrances.length && !job.warnings.length) return null;
   return html`<section class="card" aria-label=${t('What limits it')}>
     <h2>${t('What limits it')}</h2>
-    <ul class="plain">${job.hindrances.map((it) => html`<li data-testid="hindrance"><span class="tag">${it.cause.replaceAll('_', ' ')}</span> ${it.what}${it.until && html` <small>${t('until {time}', { time: time(it.until) })}</small>`}</li>`)}
-      ${job.warnings.map((it) => html`<li><span class="tag">${t('warning')}</span> ${it}</li>`)}</ul>
+    <ul class="plain">${job.hindrances.map((it) => html`<li data-testid="hindrance"><span class="tag">${word(it.cause)}</span> ${hindrance(it)}</li>`)}
+      ${job.warnings.map((it) => html`<li><span class="tag">${t('warning')}</span> ${sentence(it)}</li>`)}</ul>
   </section>`;
 }
 
@@ -59,11 +60,16 @@ function Facts({ job }) {
   return html`<section class="card" aria-label=${t('Facts')}><h2>${t('Facts')}</h2><dl class="facts">${facts.map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl><${Verify} job=${job} /></section>`;
 }
 
+/** The new value of a change: a time, a word, or a sentence. */
+const changed = (detail) => (/^[a-z_]+$/.test(detail) ? word(detail) : sentence(value(detail)));
+
+const whose = (caller) => (caller === 'administrator' ? word(caller) : caller);
+
 function Trail({ job }) {
   if (!job.audit_trail?.length) return null;
   return html`<section class="card" aria-label=${t('Audit trail')}><h2>${t('Audit trail')}</h2>
-    <ul class="plain">${job.audit_trail.map((it) => html`<li data-testid="trail"><span class="tag">${it.action}</span> ${it.detail} ${it.author} ${it.reason}
-      <small>${time(it.at)} · ${[it.via, it.caller, it.address].filter(Boolean).join(', ')}</small></li>`)}</ul>
+    <ul class="plain">${job.audit_trail.map((it) => html`<li data-testid="trail"><span class="tag">${word(it.action)}</span> ${it.detail && changed(it.detail)} ${[it.author, it.reason].filter(Boolean).join(': ')}
+      <small>${time(it.at)} · ${[word(it.via), it.caller && whose(it.caller), it.address].filter(Boolean).join(', ')}</small></li>`)}</ul>
   </section>`;
 }
 
@@ -76,7 +82,7 @@ function Verify({ job }) {
   };
   return html`<div><${Act} act=${act} failed=${setError}>${t('Count again in the ledger')}<//>
     <div role="status">${result && (result.differences.length
-      ? html`<ul>${result.differences.map((it) => html`<li>${it}</li>`)}</ul>`
+      ? html`<ul>${result.differences.map((it) => html`<li>${sentence(it)}</li>`)}</ul>`
       : html`<p class="fine">${t('The accounts are exact.')}</p>`)}</div>
     <${Problem} error=${error} /></div>`;
 }
@@ -98,7 +104,7 @@ function Recipient({ job }) {
   return html`<section class="card" aria-label=${t('One recipient')}>
     <h2>${t('One recipient')}</h2>
     <form class="line" onSubmit=${look}><${Field} label=${t('User')}><${Input} value=${user} change=${setUser} required /><//><button>${t('Look up')}</button></form>
-    <div role="status">${fate && html`<p data-testid="fate"><${Badge} state=${fate.state} /> <strong>${fate.recipient}</strong> ${fate.explanation}</p>`}</div>
+    <div role="status">${fate && html`<p data-testid="fate"><${Badge} state=${fate.state} /> <strong>${fate.recipient}</strong> ${explained(fate)}</p>`}</div>
     <${Problem} error=${error} />
   </section>`;
 }
@@ -114,7 +120,7 @@ function DeadOfJob({ job, about }) {
       ${about.role === 'administrator' && html`<button type="button" onClick=${() => redrive({ job: job.job }, reload)}>${t('Redrive')}…</button>`}</div></div>
     <${Problem} error=${error} />
     ${letters.length > 0 && html`<${Table} heads=${[t('Recipient'), t('Outcome'), t('Code'), t('Answer of the backend')]} label=${t('Dead letters')}>
-      ${letters.map((it) => html`<tr><${Cell} head=${t('Recipient')} class="name">${it.recipient}<//><${Cell} head=${t('Outcome')}><${Badge} state=${it.outcome} /><//><${Cell} head=${t('Code')}><code>${it.code}</code><//><${Cell} head=${t('Answer of the backend')}>${it.text}<//></tr>`)}<//>`}
+      ${letters.map((it) => html`<tr><${Cell} head=${t('Recipient')} class="name">${it.recipient}<//><${Cell} head=${t('Outcome')}><${Badge} state=${it.outcome} /><//><${Cell} head=${t('Code')}><code>${it.code}</code> <small>${answer(it.code)}</small><//><${Cell} head=${t('Answer of the backend')}>${it.text}<//></tr>`)}<//>`}
   </section>`;
 }
 

@@ -5,6 +5,7 @@ import { Ago, Badge, Bar, Cell, Empty, Field, html, Input, Loading, Problem, Sel
 import { get, on } from '../server.js';
 import { record, settled, speedOf } from '../history.js';
 import { duration, number, percent, perSecond, t } from '../words.js';
+import { hindrance } from '../sentences.js';
 
 const PAGE = 50;
 
@@ -49,7 +50,7 @@ export function Row({ job, withApp }) {
   const cause = (job.hindrances || [])[0];
   return html`<tr>
     <${Cell} head=${t('Job')} class="name"><a href=${`#/jobs/${job.job}`}>${job.client_msg_no}</a><small>${withApp ? `${job.app} → ` : ''}${job.target}</small><//>
-    <${Cell} head=${t('State')} class="state"><${Badge} state=${stateOf(job)} />${cause && html`<small class="cause" title=${cause.what}>${cause.what}</small>`}<//>
+    <${Cell} head=${t('State')} class="state"><${Badge} state=${stateOf(job)} />${cause && html`<small class="cause" title=${hindrance(cause)}>${hindrance(cause)}</small>`}<//>
     <${Cell} head=${t('Progress')} class="progress"><${Bar} accounts=${job.accounts} pending=${job.pending} />
       <small>${percent(settled(job.accounts), job.accounts.total)} · ${number(settled(job.accounts))} / ${number(job.accounts.total)}${
         job.accounts.failed + job.accounts.uncertain > 0 ? html` · <span class="ill">${number(job.accounts.failed + job.accounts.uncertain)} ${t('dead')}</span>` : ''}</small><//>
@@ -119,8 +120,8 @@ export function Jobs({ about, turn }) {
     ${!data && loading && html`<${Loading} />`}
     ${data && jobs.length === 0 && html`<${Empty}>${Object.values(filter).some(Boolean) ? t('No job fits these filters.') : t('No job was accepted yet.')}<//>`}
     ${jobs.length > 0 && html`<${Table} heads=${heads} label=${t('Jobs')}>${jobs.map((job) => html`<${Row} key=${job.job} job=${job} withApp=${about.apps.length > 1} />`)}<//>`}
-    <div class="pages">
+    ${(cursors.length > 0 || data?.next) && html`<div class="pages">
       <button type="button" disabled=${cursors.length === 0} onClick=${() => setCursors(cursors.slice(0, -1))}>← ${t('Newer')}</button>
       <button type="button" disabled=${!data?.next} onClick=${() => setCursors([...cursors, data.next])}>${t('Older')} →</button>
-    </div>`;
+    </div>`}`;
 }

@@ -1,14 +1,15 @@
 // Makes a job: a message and its recipients, with a dry run before it is sent.
 
-import { useRef, useState } from '../vendor/hooks.js';
-import { Act, Check, Field, html, Input, Problem, Select, useLoad } from '../parts.js';
+import { useEffect, useRef, useState } from '../vendor/hooks.js';
+import { Act, Check, Field, html, Input, parse, Problem, Select, useLoad } from '../parts.js';
 import { address, get, post, upload } from '../server.js';
 import { bytes, duration, number, percent, t } from '../words.js';
+import { limits, sentence } from '../sentences.js';
 
 const freshKey = () => `console-${Date.now().toString(36)}`;
 
 /** A text of JSON as its value; an empty one is none. */
-const parsed = (text) => (text.trim() ? JSON.parse(text) : undefined);
+const parsed = (text) => (text.trim() ? parse(text) : undefined);
 
 /** The job of a form, without its recipients. */
 function jobOf(form) {
@@ -63,22 +64,23 @@ const described = (message) => message.text || message.template || JSON.stringif
 
 /** What sending would take: calls, bytes, and the least time that the limits allow. */
 function Estimate({ estimate }) {
-  const time = estimate.seconds === undefined || estimate.seconds === null
-    ? t('No limit applies: it takes as long as the answers of the target.')
-    : t('At least {time} ({limit}).', { time: duration(estimate.seconds), limit: estimate.limit });
+  const { seconds } = estimate;
+  const least = seconds ? t('At least {time} ({limit}).', { time: duration(seconds), limit: limits(estimate) }) : t('No limit holds it up: it takes as long as the answers of the target.');
   return html`<div data-testid="estimate">
     ${estimate.would_fail > 0 && html`<div class="notice warn">${t('{count} of {all} recipients would fail: they lack a value, or the message does not fit.', { count: number(estimate.would_fail), all: number(estimate.rendered) })}</div>`}
-    <p>${t('{calls} calls, about {size}.', { calls: number(estimate.calls), size: bytes(estimate.bytes) })} ${time}</p>
+    <p>${t('{calls} calls, about {size}.', { calls: number(estimate.calls), size: bytes(estimate.bytes) })} ${least}</p>
   </div>`;
 }
 
 function Preview({ checked }) {
-  return html`<section class="card" aria-label=${t('Dry run')} data-testid="checked"><h2>${t('Dry run')}</h2>
-    <p><strong>${number(checked.recipients)}</strong> ${t('recipients')} → ${checked.target}. ${t('Nothing was sent.')}</p>
+  const place = useRef(null);
+  useEffect(() => place.current.scrollIntoView({ block: 'nearest' }), [checked]);
+  return html`<section ref=${place} class="card checked" aria-label=${t('Dry run')} data-testid="checked"><h2>${t('Dry run')}</h2>
+    <p>${t('{count} recipients at {target}. Nothing was sent.', { count: number(checked.recipients), target: checked.target })}</p>
     ${checked.estimate && html`<${Estimate} estimate=${checked.estimate} />`}
-    ${(checked.warnings || []).map((it) => html`<div class="notice warn">${it}</div>`)}
+    ${(checked.warnings || []).map((it) => html`<div class="notice warn">${sentence(it)}</div>`)}
     <ul class="plain previews">${(checked.preview || []).map((it) => html`<li><small>${it.recipient}</small>
-      ${it.problem ? html`<div class="bubble wrong">${it.problem}</div>` : html`<div class="bubble">${described(it.message)}</div>`}</li>`)}</ul>
+      ${it.problem ? html`<div class="bubble wrong">${sentence(it.problem)}</div>` : html`<div class="bubble">${described(it.message)}</div>`}</li>`)}</ul>
   </section>`;
 }
 

@@ -1,7 +1,7 @@
 // Stored messages of an app.
 
 import { useState } from '../vendor/hooks.js';
-import { Act, Cell, confirm, dialog, Empty, Field, html, Input, Loading, Problem, Select, Table, useLoad } from '../parts.js';
+import { Act, Cell, confirm, dialog, Empty, Field, html, Input, Loading, parse, Problem, Select, Table, useLoad } from '../parts.js';
 import { address, get, put, remove } from '../server.js';
 import { t, time } from '../words.js';
 
@@ -13,14 +13,7 @@ function Editor({ app, name: known, message, close, done }) {
   const [error, setError] = useState(null);
   const save = async () => {
     setError(null);
-    let value;
-    try {
-      value = JSON.parse(text);
-    } catch (wrong) {
-      setError(Object.assign(new Error(), { message: wrong.message }));
-      throw wrong;
-    }
-    await put(path(app, name), value);
+    await put(path(app, name), parse(text));
     done();
     close();
   };

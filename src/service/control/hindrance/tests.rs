@@ -330,7 +330,7 @@ fn an_app_learns_only_of_its_own_jobs() {
         job: "",
         now_ms: NOW,
     };
-    let told = Work::of(&situation).whose();
+    let told = Work::of(&situation).others().to_string();
     let one = JobId::of("shop", "one");
     assert_eq!(
         told,
