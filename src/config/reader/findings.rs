@@ -44,6 +44,13 @@ impl Findings {
         }
     }
 
+    /// Another value is in force instead of this one.
+    pub(in crate::config) fn overridden(&mut self, key: &str) {
+        if self.placeholders.remove(key) {
+            self.warnings.retain(|it| it.field != key);
+        }
+    }
+
     /// Whether the value of the key is that of an example.
     pub fn is_placeholder(&self, key: &str) -> bool {
         self.placeholders.contains(key)

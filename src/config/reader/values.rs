@@ -8,6 +8,7 @@ use toml::Value;
 
 use super::Section;
 use super::findings::{Findings, Origin};
+use crate::config::placeholders;
 use crate::domain::concurrency::CallsInFlight;
 use crate::domain::limits::Rate;
 use crate::domain::schedule::{duration_text, parse_duration};
@@ -138,7 +139,10 @@ impl Section {
         // A variable overrides the file, even if it sets the other of the two keys.
         match (&direct, &file) {
             (Some((_, Origin::Environment)), Some((_, Origin::File))) => file = None,
-            (Some((_, Origin::File)), Some((_, Origin::Environment))) => direct = None,
+            (Some((_, Origin::File)), Some((_, Origin::Environment))) => {
+                findings.overridden(&self.key(name));
+                direct = None;
+            }
             _ => {}
         }
         let value = match (direct, file) {
@@ -183,6 +187,12 @@ impl Section {
             "(none)"
         };
         self.show(name, shown, origin, findings);
+        // The value of the key itself was checked with all others.
+        if let Some((text, _, given)) = &value
+            && *given == file_name
+        {
+            placeholders::check(&self.key(file_name), text, findings);
+        }
         value.map(|(text, ..)| Secret::new(text))
     }
 

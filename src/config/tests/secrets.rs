@@ -220,3 +220,38 @@ fn nothing_works_without_credentials_unless_it_is_said() {
     check(&outside("gateway.token = \"t\""), &[], &[], false);
     check(&outside("apps.shop.token = \"s\""), &[], &[token], false);
 }
+
+#[test]
+fn a_value_that_nobody_replaced_is_named() {
+    let folder = std::env::temp_dir().join(format!("fanwise-placeholder-{}", fastrand::u64(..)));
+    let file = |text: &str| {
+        std::fs::write(&folder, text).unwrap();
+        folder.to_str().unwrap().to_owned()
+    };
+    let target = "[targets.n]\ntype = \"netease\"\nurl = \"http://im\"\napp_key = \"REPLACE-WITH-THE-APP-KEY\"";
+    let named = |more: &str, environment: &[(&str, &str)]| {
+        let loaded = loaded(&format!("{LEAST}\n{target}\n{more}"), environment);
+        let findings = loaded.findings;
+        let warnings = findings.warnings.iter().map(|it| it.field.clone());
+        warnings
+            .filter(|key| findings.is_placeholder(key))
+            .collect::<Vec<_>>()
+    };
+    let (key, secret) = ("targets.n.app_key", "targets.n.app_secret");
+    let direct = "app_secret = \"REPLACE-WITH-THE-APP-SECRET\"";
+    assert_eq!(named(direct, &[]), [key, secret]);
+    assert_eq!(named("app_secret = \"s3cret\"", &[]), [key]);
+    // What a variable replaces is not in force.
+    let (path, real) = (file("s3cret\n"), ("FANWISE_TARGETS__N__APP_KEY", "k"));
+    let by_file = ("FANWISE_TARGETS__N__APP_SECRET_FILE", path.as_str());
+    assert!(named(direct, &[real, by_file]).is_empty());
+    let given = ("FANWISE_TARGETS__N__APP_SECRET", "change-me");
+    assert_eq!(named("", &[real, given]), [secret]);
+    // Nor is a file real because it is a file.
+    file("REPLACE-WITH-THE-APP-SECRET\n");
+    assert_eq!(
+        named(direct, &[real, by_file]),
+        ["targets.n.app_secret_file"]
+    );
+    std::fs::remove_file(&folder).unwrap();
+}
