@@ -7,20 +7,14 @@ use crate::ports::BrokerError;
 impl From<AmqpError> for BrokerError {
     fn from(error: AmqpError) -> Self {
         match error {
-            AmqpError::Connect { address, source } => Self::Connect {
-                address,
-                source: Box::new(source),
+            AmqpError::Connect { address, source } => Self::Connect { address, source },
+            AmqpError::Refused { what, source } => Self::Refused { what, source },
+            AmqpError::Slow { ref address, .. }
+            | AmqpError::Silent { ref address, .. }
+            | AmqpError::Nowhere { ref address, .. } => Self::Connect {
+                address: address.clone(),
+                source: Box::new(error),
             },
-            AmqpError::Refused { what, source } => Self::Refused {
-                what,
-                source: Box::new(source),
-            },
-            AmqpError::Slow { ref address, .. } | AmqpError::Nowhere { ref address, .. } => {
-                Self::Connect {
-                    address: address.clone(),
-                    source: Box::new(error),
-                }
-            }
             AmqpError::NotTaken { ref what } => Self::Refused {
                 what: what.clone(),
                 source: Box::new(error),

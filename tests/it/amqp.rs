@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fanwise::amqp::{Queue, Rabbit, RabbitFollower, RabbitSession, Settings};
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
+use fanwise::error::chain;
 use fanwise::ports::{
     Broker, BrokerError, Consumer, Delivery, Followed, Follower, Lost, Outgoing, PublishError,
     Publisher, RetainedEdit, RetainedMessage, RetainedQueue, RetainedQueues, Route, Session,
@@ -100,6 +101,59 @@ async fn read_bodies(rabbit: &Rabbit, retained: RetainedQueue) -> Vec<RetainedMe
         .unwrap();
     assert_eq!(shown, kept.len() as u64);
     kept
+}
+
+/// What is said of a broker at this address.
+async fn told(url: String) -> String {
+    let rabbit = Rabbit::new(settings(url)).unwrap();
+    match rabbit.connect().await {
+        Ok(_) => panic!("it connects"),
+        Err(error) => chain(&error),
+    }
+}
+
+/// Each way in which an address can be wrong has a sentence of its own, with the address and what to
+/// do, and without the password.
+#[tokio::test]
+async fn a_wrong_address_of_the_broker_is_told_with_what_to_do() {
+    let Some(url) = url() else { return };
+    let (_, place) = url.rsplit_once('@').unwrap();
+    let at = place.split('/').next().unwrap();
+    let right = url.strip_suffix(place).unwrap();
+    for (url, at, expected) in [
+        (
+            format!("amqp://nobody:hidden@{at}/%2f"),
+            at,
+            "Check user and password in broker.url",
+        ),
+        (
+            format!("{right}{at}/none-such"),
+            at,
+            "Correct the virtual host in broker.url, or create it: `rabbitmqctl add_vhost 'none-such'`",
+        ),
+        (
+            "amqp://nobody:hidden@no-such-host.invalid:5672/".to_owned(),
+            "no-such-host.invalid:5672",
+            "Check the host in broker.url",
+        ),
+        (
+            "amqp://nobody:hidden@127.0.0.1:1/".to_owned(),
+            "127.0.0.1:1",
+            "whether RabbitMQ runs there",
+        ),
+        (
+            format!("amqps://nobody:hidden@{at}/"),
+            at,
+            "it does not speak TLS on this port",
+        ),
+    ] {
+        let said = told(url).await;
+        assert!(said.contains(expected), "{expected:?} in {said}");
+        assert!(said.contains(at), "{at} in {said}");
+        for noise in ["hidden", "IO error", "protocol error"] {
+            assert!(!said.contains(noise), "{said}");
+        }
+    }
 }
 
 /// A published message is delivered unchanged, with its trace context, and an ack removes it.
@@ -720,7 +774,7 @@ async fn a_node_that_is_away_is_passed_over() {
     }
     settings.urls.remove(0);
     let error = Rabbit::new(settings).unwrap().depths().await.unwrap_err();
-    let text = fanwise::error::chain(&error);
+    let text = chain(&error);
     for address in ["127.0.0.1:1", "127.0.0.1:2"] {
         assert!(text.contains(address), "{text}");
     }

@@ -1339,6 +1339,8 @@ async fn a_demoted_server_is_left_and_found_again() {
     assert!(matches!(error, LedgerError::Unreachable(_)), "{error:?}");
     let error = bench.store.check().await.unwrap_err();
     assert!(matches!(error, CheckError::Replica { .. }), "{error:?}");
+    let primary = "Set ledger.url = \"redis://127.0.0.1:1\"";
+    assert!(error.to_string().contains(primary), "{error}");
     replicate(["NO", "ONE"]).await;
     bench.store.accept(&job.submission("s", 1)).await.unwrap();
 }

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use fanwise::amqp::{self, Rabbit};
 use fanwise::error::chain;
 use fanwise::ports::Ledger as _;
 use fanwise::store::{Settings, Store};
@@ -318,6 +319,54 @@ pub(crate) async fn before(plain: std::net::SocketAddr, server: &Pair, ca: &Auth
     port
 }
 
+/// Certificates that do not fit, and a port of the other kind, at a broker.
+#[tokio::test]
+async fn each_failure_of_tls_to_the_broker_has_a_sentence() {
+    let Some(amqp) = amqp_url() else { return };
+    let (_, place) = amqp.rsplit_once('@').unwrap();
+    let plain = place.split('/').next().unwrap();
+    let plain = tokio::net::lookup_host(plain)
+        .await
+        .unwrap()
+        .next()
+        .unwrap();
+    let login = amqp.strip_suffix(place).unwrap();
+    let (ca, other) = (Authority::new("own"), Authority::new("other"));
+    let client = ca.sign("fanwise", "DNS:fanwise");
+    let right = before(plain, &ca.sign("rabbit", "IP:127.0.0.1"), &ca).await;
+    let expired = before(plain, &ca.sign_expired("rabbit", "IP:127.0.0.1"), &ca).await;
+    let named = before(plain, &ca.sign("rabbit", "DNS:rabbit.internal"), &ca).await;
+    let encrypted = login.replacen("amqp://", "amqps://", 1);
+    for (login, port, authority, expected) in [
+        (&*encrypted, expired, &ca, "its certificate has expired"),
+        (
+            &encrypted,
+            named,
+            &ca,
+            "is not for 127.0.0.1. Set broker.server_name",
+        ),
+        (
+            &encrypted,
+            right,
+            &other,
+            "is not from the CA in broker.ca_file",
+        ),
+        (
+            login,
+            right,
+            &ca,
+            "the port for TLS needs an address that begins with amqps://",
+        ),
+    ] {
+        let mut settings = amqp::Settings::new(format!("{login}127.0.0.1:{port}/%2f"));
+        settings.tls = self::settings(Some(authority.file()), Some(&client));
+        let error = Rabbit::new(settings).unwrap().depths().await.unwrap_err();
+        let said = chain(&error);
+        assert!(said.contains(expected), "{expected:?} in {said}");
+        assert!(said.contains(&format!("127.0.0.1:{port}")), "{said}");
+    }
+}
+
 /// A target with a private CA that asks for a certificate: a job reaches it, the doctor says so,
 /// and a wrong file parks the target instead of failing recipients.
 #[tokio::test(flavor = "multi_thread")]
@@ -406,7 +455,7 @@ async fn a_certificate_is_the_login_at_the_broker() {
     let world = Plan::on(rabbit.tls_url(), &redis).start("external").await;
     let refused = world.run_with_environment(&["doctor"], &stranger).await;
     assert_eq!(refused.code, Some(69), "{}", refused.stdout);
-    let expected = "Login was refused using authentication mechanism EXTERNAL";
+    let expected = "Check that the broker knows the user of broker.certificate";
     assert!(refused.stdout.contains(expected), "{}", refused.stdout);
     let worker = world.worker_with(&user).await;
     let send = [

@@ -117,8 +117,8 @@ pub enum CheckError {
     Evicts { address: String, policy: String },
     #[error("the Redis at {address} is version {version}; 7.0 or later is needed")]
     TooOld { address: String, version: String },
-    #[error("the Redis at {address} is a read-only replica; give the address of the primary")]
-    Replica { address: String },
+    #[error("the Redis at {address} is a read-only replica. Set ledger.url = \"{url}\"")]
+    Replica { address: String, url: String },
     #[error("the Redis at {address} is a node of a Redis Cluster. Set ledger.url = \"{url}\"")]
     ClusterNode { address: String, url: String },
     #[error("the Redis at {address} is a Sentinel. Set ledger.url = \"{url}\"")]
@@ -282,7 +282,17 @@ impl<'a> Asked<'a> {
             return Err(CheckError::Evicts { address, policy });
         }
         if info.get("role") == Some("slave") {
-            return Err(CheckError::Replica { address });
+            let primary = Server {
+                host: info.get("master_host").unwrap_or("PRIMARY").to_owned(),
+                port: info.number("master_port").unwrap_or(6379),
+            };
+            let url = &self.dialer.url;
+            let path = match url.database {
+                0 => String::new(),
+                database => format!("/{database}"),
+            };
+            let url = address_like(url, "", &primary.to_string(), &path);
+            return Err(CheckError::Replica { address, url });
         }
         let replicas = info.online_replicas();
         if replicas < replicas_min {

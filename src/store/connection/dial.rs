@@ -162,6 +162,10 @@ impl Dialer {
                 address: address.to_owned(),
                 what,
             },
+            None if self.tls.is_none() && error.is_connection_dropped() => Fault::Closed {
+                address: address.to_owned(),
+                error,
+            },
             None => Fault::said(address, error),
         }
     }

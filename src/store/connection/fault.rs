@@ -22,12 +22,18 @@ pub(super) enum Fault {
          network between here and there"
     )]
     NoConnection { address: String, patience: Duration },
+    #[error(
+        "{address}: it closed the connection at once ({}). Check host and port in ledger.url; the port \
+         for TLS needs an address that begins with rediss://",
+        words(error)
+    )]
+    Closed { address: String, error: RedisError },
     /// No answer arrived in time; the command may have been carried out.
     #[error("{address}: no answer within {patience:?}")]
     NoAnswer { address: String, patience: Duration },
     #[error("{address}: {what}")]
     Tls { address: String, what: String },
-    #[error("{address}: {error}{advice}")]
+    #[error("{address}: {}{advice}", words(error))]
     Said {
         address: String,
         error: RedisError,
@@ -95,6 +101,21 @@ pub(super) fn ledger_error(address: &str, error: RedisError) -> LedgerError {
 
 pub(super) fn unreachable(fault: impl Into<Arc<Fault>>) -> LedgerError {
     LedgerError::Unreachable(Box::new(fault.into()))
+}
+
+/// What the server said, without the words of its client.
+fn words(error: &RedisError) -> String {
+    match (error.kind(), error.code(), error.detail()) {
+        (ErrorKind::AuthenticationFailed, ..) | (_, Some("WRONGPASS"), _) => {
+            "it refuses the user or the password".to_owned()
+        }
+        (_, Some("NOAUTH"), _) => "it asks for a password".to_owned(),
+        (_, Some("ERR"), Some(detail)) => detail.trim_end_matches('.').to_owned(),
+        (ErrorKind::Server(_) | ErrorKind::Extension, Some(code), Some(detail)) => {
+            format!("{code} {}", detail.trim_end_matches('.'))
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// Advice for an error, where the server's text does not say enough.

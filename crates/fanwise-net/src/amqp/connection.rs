@@ -16,6 +16,7 @@ use lapin::{ConnectionProperties, ConnectionState, ErrorKind};
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::fault::Fault;
 use super::frames::FRAME_MAX;
 use super::stream::Link;
 use crate::error::chain;
@@ -25,16 +26,22 @@ use crate::tls::{ClientTls, TlsSettings};
 #[derive(Debug, thiserror::Error)]
 pub enum AmqpError {
     #[error("no connection to {address}")]
-    Connect {
-        address: String,
-        source: lapin::Error,
-    },
+    Connect { address: String, source: Box<Fault> },
     #[error("the broker refused to {what}")]
-    Refused { what: String, source: lapin::Error },
+    Refused { what: String, source: Box<Fault> },
     #[error("{address} did not {what} within {after:?}")]
     Slow {
         address: String,
         what: String,
+        after: Duration,
+    },
+    #[error(
+        "no connection within {after:?}. Check that {section}.url has the port of AMQP, and the \
+         network between here and there"
+    )]
+    Silent {
+        address: String,
+        section: Arc<str>,
         after: Duration,
     },
     #[error("none of the nodes takes a connection: {tried}")]
@@ -55,6 +62,7 @@ impl AmqpError {
             ),
             Self::Connect { .. }
             | Self::Slow { .. }
+            | Self::Silent { .. }
             | Self::Nowhere { .. }
             | Self::NotTaken { .. }
             | Self::Name(_) => false,
@@ -73,6 +81,7 @@ impl AmqpError {
             },
             other @ (Self::Connect { .. }
             | Self::Slow { .. }
+            | Self::Silent { .. }
             | Self::Nowhere { .. }
             | Self::NotTaken { .. }
             | Self::Name(_)) => other,
@@ -94,7 +103,7 @@ pub struct DialSettings {
     pub urls: Vec<String>,
     /// Used for `amqps://`.
     pub tls: TlsSettings,
-    /// The section of the configuration with the settings, for errors of TLS.
+    /// The section of the configuration with the settings, for what errors advise.
     pub section: String,
     /// The connection is dropped after two of these without a sign of life. Whole seconds, at least
     /// 1; overrides the one in the URL.
@@ -122,6 +131,8 @@ pub struct Dial {
     /// The addresses of all nodes.
     address: Arc<str>,
     tls: Option<ClientTls>,
+    /// The section of the configuration, for advice.
+    section: Arc<str>,
     connection_name: Arc<str>,
     answer_timeout: Duration,
 }
@@ -172,6 +183,7 @@ impl Dial {
             address: addresses.join(", ").into(),
             tls: is_encrypted.then(|| ClientTls::new(settings.tls.clone(), &settings.section, &[])),
             nodes: nodes.into(),
+            section: settings.section.as_str().into(),
             connection_name: settings.connection_name.as_str().into(),
             answer_timeout: settings.connect_timeout,
         })
@@ -217,8 +229,29 @@ impl Dial {
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("{} ({role})", self.connection_name).into());
         let connecting = Link::open(&node.uri, self.tls.as_ref(), node.frame_max, properties);
-        let what = format!("open a connection to {}", node.address);
-        ask_at(&node.address, what, patience, Box::pin(connecting)).await
+        let address = || node.address.clone();
+        match timeout(patience, Box::pin(connecting)).await {
+            Ok(Ok(link)) => Ok(link),
+            Ok(Err(error)) => {
+                let refused = is_refusal(&error);
+                let source = Box::new(Fault::of_opening(error, &node.uri, &self.section));
+                Err(match refused {
+                    true => AmqpError::Refused {
+                        what: format!("open a connection to {}", node.address),
+                        source,
+                    },
+                    false => AmqpError::Connect {
+                        address: address(),
+                        source,
+                    },
+                })
+            }
+            Err(_) => Err(AmqpError::Silent {
+                address: address(),
+                section: Arc::clone(&self.section),
+                after: patience,
+            }),
+        }
     }
 
     /// Closes a connection in order, if the broker still answers.
@@ -233,9 +266,9 @@ impl Dial {
     pub fn delivered<T>(&self, item: Option<lapin::Result<T>>) -> Result<T, AmqpError> {
         let ended = || ErrorKind::InvalidConnectionState(ConnectionState::Closed).into();
         item.unwrap_or_else(|| Err(ended()))
-            .map_err(|source| AmqpError::Connect {
+            .map_err(|error| AmqpError::Connect {
                 address: self.address.to_string(),
-                source,
+                source: Box::new(Fault::new(error)),
             })
     }
 
@@ -273,10 +306,13 @@ async fn ask_at<T>(
 ) -> Result<T, AmqpError> {
     match timeout(patience, answer).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(source)) if is_refusal(&source) => Err(AmqpError::Refused { what, source }),
-        Ok(Err(source)) => Err(AmqpError::Connect {
+        Ok(Err(error)) if is_refusal(&error) => Err(AmqpError::Refused {
+            what,
+            source: Box::new(Fault::new(error)),
+        }),
+        Ok(Err(error)) => Err(AmqpError::Connect {
             address: address.to_owned(),
-            source,
+            source: Box::new(Fault::new(error)),
         }),
         Err(_) => Err(AmqpError::Slow {
             address: address.to_owned(),
