@@ -507,6 +507,7 @@ impl<S: Store, T> Context<S, T> {
         let Subject { scope, name } = &park.subject;
         let mut met = Met::Job { moved: false };
         let mut others = 0;
+        let mut telling = None;
         self.directives.send_if_modified(|board| {
             let now = now_ms();
             if believed(board) {
@@ -515,6 +516,7 @@ impl<S: Store, T> Context<S, T> {
                 met = Met::Job { moved: true };
                 let parks = |it: &&Directive| it.action.kind() == Kind::Park;
                 others = board.all(now).filter(parks).count();
+                telling = Some(self.known_directives.telling(park));
                 board.put(park.clone());
             }
             met == Met::Job { moved: true }
@@ -527,39 +529,49 @@ impl<S: Store, T> Context<S, T> {
                 .try_step(LedgerStep::Direct, self.store.direct(park))
                 .await;
         }
+        drop(telling);
         met
     }
 
     /// Puts a directive for every worker: here at once, elsewhere within a second.
     pub(crate) async fn put_directive(&self, directive: &Directive) {
-        self.directives
-            .send_modify(|board| board.put(directive.clone()));
+        let mut telling = None;
+        self.directives.send_modify(|board| {
+            telling = Some(self.known_directives.telling(directive));
+            board.put(directive.clone());
+        });
         // Not repeated, for the same reason as in `park`.
         let _ = self
             .try_step(LedgerStep::Direct, self.store.direct(directive))
             .await;
+        drop(telling);
     }
 
-    /// Takes over all directives of a version and logs those that are new or ended.
-    pub fn note_directives(&self, directed: Directed) {
+    /// Takes over all directives of a version, which the store had when it was asked at `asked`, and
+    /// logs those that are new or ended.
+    pub fn note_directives(&self, directed: Directed, asked: Instant) {
         let now = now_ms();
-        let board = Board::new(directed.all);
-        {
-            let before = self.directives.borrow();
-            let news = |board: &Board, other: &Board, ended: &str| {
+        let mut next = Board::new(directed.all);
+        let mut news = Vec::new();
+        self.directives.send_modify(|board| {
+            self.known_directives.add_own(&mut next, asked, now);
+            let mut tell = |board: &Board, other: &Board, ended: &str| {
                 for it in board.all(now) {
                     let Subject { scope, name } = &it.subject;
                     if !other.about(*scope, name, now).any(|there| there == it) {
-                        tracing::info!("directive{ended}: {} {it}", it.subject);
+                        news.push(format!("directive{ended}: {} {it}", it.subject));
                     }
                 }
             };
-            news(&before, &board, " ended");
-            news(&board, &before, "");
+            tell(board, &next, " ended");
+            tell(&next, board, "");
+            // The metrics show them before the first delivery follows them.
+            self.show_board(&next);
+            *board = next;
+        });
+        for it in news {
+            tracing::info!("{it}");
         }
-        // The metrics show them before the first delivery follows them.
-        self.show_board(&board);
-        self.directives.send_replace(board);
     }
 
     /// Shows the directives in force in the metrics. Called every round, since directives expire.

@@ -56,7 +56,7 @@ async fn read_directives<S: Store, T>(context: &Context<S, T>) -> Infallible {
             Ok(directed) => {
                 if let Some(directed) = directed {
                     known = directed.version;
-                    context.note_directives(directed);
+                    context.note_directives(directed, asked);
                 }
                 context.note_directives_read(asked);
                 context.until_directives_are_wanted().await;

@@ -181,7 +181,7 @@ mod tests {
         let context = folder.context();
         let mut wakes = Wakes::new(&context);
         let mut asked_in_session = async |all: Vec<Directive>, answers: bool| {
-            context.note_directives(Directed { version: 1, all });
+            context.note_directives(Directed { version: 1, all }, Instant::now());
             let session = session_of(&context);
             let asked = Arc::default();
             let broker = Ladder {
