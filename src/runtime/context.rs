@@ -548,13 +548,15 @@ impl<S: Store, T> Context<S, T> {
     }
 
     /// Takes over all directives of a version, which the store had when it was asked at `asked`, and
-    /// logs those that are new or ended.
-    pub fn note_directives(&self, directed: Directed, asked: Instant) {
+    /// logs those that are new or ended. Returns whether that is all: if one of this process was
+    /// missing, only another reading tells whether it was not there yet or has ended.
+    pub fn note_directives(&self, directed: Directed, asked: Instant) -> bool {
         let now = now_ms();
         let mut next = Board::new(directed.all);
         let mut news = Vec::new();
+        let mut is_all = true;
         self.directives.send_modify(|board| {
-            self.known_directives.add_own(&mut next, asked, now);
+            is_all = !self.known_directives.add_own(&mut next, asked, now);
             let mut tell = |board: &Board, other: &Board, ended: &str| {
                 for it in board.all(now) {
                     let Subject { scope, name } = &it.subject;
@@ -572,6 +574,7 @@ impl<S: Store, T> Context<S, T> {
         for it in news {
             tracing::info!("{it}");
         }
+        is_all
     }
 
     /// Shows the directives in force in the metrics. Called every round, since directives expire.

@@ -88,16 +88,19 @@ impl KnownDirectives {
     }
 
     /// Adds to the directives that the store had at `asked` those of this process that it may not have
-    /// had yet.
-    pub(super) fn add_own(&self, board: &mut Board, asked: Instant, now_ms: u64) {
+    /// had yet. Returns whether there were any.
+    pub(super) fn add_own(&self, board: &mut Board, asked: Instant, now_ms: u64) -> bool {
         let mut own = self.own.lock();
         own.retain(|(_, told)| told.is_none_or(|at| at >= asked));
+        let mut added = false;
         for (it, _) in own.iter() {
             let (scope, name) = (it.subject.scope, &it.subject.name);
             if board.find(scope, name, it.action.kind(), now_ms).is_none() {
                 board.put(it.clone());
+                added = true;
             }
         }
+        added
     }
 
     /// Notes that the directives which the store had at `asked`, or later, are taken over.
@@ -175,8 +178,10 @@ mod tests {
         };
         let read = |asked: Instant| {
             let mut board = Board::new([]);
-            known.add_own(&mut board, asked, 2);
-            board.find(Scope::Job, "j", Kind::Pause, 2).is_some()
+            let added = known.add_own(&mut board, asked, 2);
+            let stands = board.find(Scope::Job, "j", Kind::Pause, 2).is_some();
+            assert_eq!(added, stands, "the reading lists none itself");
+            stands
         };
         let before = Instant::now();
         let telling = known.telling(&pause);

@@ -55,8 +55,10 @@ async fn read_directives<S: Store, T>(context: &Context<S, T>) -> Infallible {
         match context.try_step(LedgerStep::Direct, directives).await {
             Ok(directed) => {
                 if let Some(directed) = directed {
-                    known = directed.version;
-                    context.note_directives(directed, asked);
+                    let version = directed.version;
+                    if context.note_directives(directed, asked) {
+                        known = version;
+                    }
                 }
                 context.note_directives_read(asked);
                 context.until_directives_are_wanted().await;
