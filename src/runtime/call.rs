@@ -139,11 +139,10 @@ impl<T: Transport> Caller<'_, T> {
             }
         };
         metrics.in_flight.inc();
-        let _in_flight = self.target.under_way.begin();
-        let began = Instant::now();
+        let under_way = self.target.under_way.begin();
         let sent = send(self.transport, target.login(), held, timeout, sign, request).await;
         metrics.in_flight.dec();
-        self.target.calls.heard(began.elapsed(), &sent);
+        self.target.calls.heard(under_way.began(), &sent);
         if let Err(SendError::NotSent { .. }) = &sent {
             metrics.unreached();
         }

@@ -83,11 +83,19 @@ impl CallPlaces {
         }
     }
 
-    /// Learns from a call that took so long.
-    pub(crate) fn heard(&self, took: Duration, sent: &Result<HttpReply, SendError>) {
-        let Some(adaptive) = &self.adaptive else {
-            return;
-        };
+    /// Learns from a call that began at a time. With a fixed number it costs nothing.
+    pub(crate) fn heard(&self, began: Instant, sent: &Result<HttpReply, SendError>) {
+        if let Some(adaptive) = &self.adaptive {
+            self.learn(adaptive, began.elapsed(), sent);
+        }
+    }
+
+    fn learn(
+        &self,
+        adaptive: &Mutex<Adaptive>,
+        took: Duration,
+        sent: &Result<HttpReply, SendError>,
+    ) {
         let mut adaptive = adaptive.lock();
         let now = adaptive.epoch.elapsed();
         let in_flight = adaptive
@@ -128,6 +136,13 @@ mod tests {
 
     const TOOK: Duration = Duration::from_millis(20);
 
+    fn hear(places: &CallPlaces, sent: &Result<HttpReply, SendError>) {
+        match &places.adaptive {
+            Some(adaptive) => places.learn(adaptive, TOOK, sent),
+            None => places.heard(Instant::now(), sent),
+        }
+    }
+
     fn reply(status: u16) -> Result<HttpReply, SendError> {
         Ok(HttpReply {
             status,
@@ -142,12 +157,12 @@ mod tests {
         let taken: Vec<_> = (0..START).map(|_| places.try_take().unwrap()).collect();
         assert!(places.try_take().is_none());
         // The calls that started before anything was known, and a round.
-        (0..START + 16).for_each(|_| places.heard(TOOK, &reply(200)));
+        (0..START + 16).for_each(|_| hear(&places, &reply(200)));
         assert_eq!(places.shown.get(), 2 * START as i64);
         let more: Vec<_> = (0..START).map(|_| places.try_take().unwrap()).collect();
         // The calls from before, and one that is refused.
-        (0..START).for_each(|_| places.heard(TOOK, &reply(200)));
-        places.heard(TOOK, &reply(503));
+        (0..START).for_each(|_| hear(&places, &reply(200)));
+        hear(&places, &reply(503));
         // Nobody waits, and still the places of calls in flight go as the calls end.
         let all = taken.into_iter().chain(more);
         all.for_each(|place| places.give_back(place));
@@ -160,7 +175,7 @@ mod tests {
         let places = places(CallsInFlight::Auto);
         for _ in 0..3 {
             let place = places.take().await;
-            (0..16).for_each(|_| places.heard(TOOK, &reply(502)));
+            (0..16).for_each(|_| hear(&places, &reply(502)));
             places.give_back(place);
             let free = places.free.available_permits();
             assert_eq!((places.shown.get(), free), (1, 1));
@@ -171,7 +186,7 @@ mod tests {
     async fn a_fixed_number_stays() {
         let places = places(CallsInFlight::Fixed(2));
         let taken = [places.try_take().unwrap(), places.try_take().unwrap()];
-        (0..100).for_each(|_| places.heard(TOOK, &reply(503)));
+        (0..100).for_each(|_| hear(&places, &reply(503)));
         taken.into_iter().for_each(|place| places.give_back(place));
         assert_eq!(
             (places.shown.get(), places.free.available_permits()),

@@ -49,6 +49,12 @@ impl CallsUnderWay {
     }
 }
 
+impl CallUnderWay<'_> {
+    pub(crate) fn began(&self) -> Instant {
+        self.call.0
+    }
+}
+
 impl Drop for CallUnderWay<'_> {
     fn drop(&mut self) {
         self.of.calls().begun.remove(&self.call);
