@@ -229,25 +229,15 @@ impl Dial {
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("{} ({role})", self.connection_name).into());
         let connecting = Link::open(&node.uri, self.tls.as_ref(), node.frame_max, properties);
-        let address = || node.address.clone();
         match timeout(patience, Box::pin(connecting)).await {
             Ok(Ok(link)) => Ok(link),
             Ok(Err(error)) => {
-                let refused = is_refusal(&error);
-                let source = Box::new(Fault::of_opening(error, &node.uri, &self.section));
-                Err(match refused {
-                    true => AmqpError::Refused {
-                        what: format!("open a connection to {}", node.address),
-                        source,
-                    },
-                    false => AmqpError::Connect {
-                        address: address(),
-                        source,
-                    },
-                })
+                let what = format!("open a connection to {}", node.address);
+                let fault = Fault::of_opening(error, &node.uri, &self.section);
+                Err(failed(&node.address, what, fault))
             }
             Err(_) => Err(AmqpError::Silent {
-                address: address(),
+                address: node.address.clone(),
                 section: Arc::clone(&self.section),
                 after: patience,
             }),
@@ -306,14 +296,7 @@ async fn ask_at<T>(
 ) -> Result<T, AmqpError> {
     match timeout(patience, answer).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) if is_refusal(&error) => Err(AmqpError::Refused {
-            what,
-            source: Box::new(Fault::new(error)),
-        }),
-        Ok(Err(error)) => Err(AmqpError::Connect {
-            address: address.to_owned(),
-            source: Box::new(Fault::new(error)),
-        }),
+        Ok(Err(error)) => Err(failed(address, what, Fault::new(error))),
         Err(_) => Err(AmqpError::Slow {
             address: address.to_owned(),
             what,
@@ -322,10 +305,21 @@ async fn ask_at<T>(
     }
 }
 
+fn failed(address: &str, what: String, fault: Fault) -> AmqpError {
+    let source = Box::new(fault);
+    match is_refusal(&source) {
+        true => AmqpError::Refused { what, source },
+        false => AmqpError::Connect {
+            address: address.to_owned(),
+            source,
+        },
+    }
+}
+
 /// The broker refused, and would refuse again: a wrong password, virtual host, permission or
 /// argument. All other errors are faults of the connection.
-fn is_refusal(error: &lapin::Error) -> bool {
-    let ErrorKind::ProtocolError(error) = error.kind() else {
+fn is_refusal(fault: &Fault) -> bool {
+    let ErrorKind::ProtocolError(error) = fault.kind() else {
         return false;
     };
     match error.kind() {
