@@ -225,14 +225,7 @@ impl Section {
         findings: &mut Findings,
     ) -> u64 {
         let expected = format!("a whole number, {} to {},", bounds.start(), bounds.end());
-        let parse = |value: &Value| {
-            let number = match value {
-                Value::Integer(number) => u64::try_from(*number).ok(),
-                Value::String(text) => text.parse().ok(),
-                _ => None,
-            };
-            number.filter(|number| bounds.contains(number))
-        };
+        let parse = |value: &Value| whole_number(value, &bounds);
         self.value(name, default, u64::to_string, expected, parse, findings)
     }
 
@@ -241,21 +234,15 @@ impl Section {
         &mut self,
         name: &'static str,
         default: usize,
-        bounds: RangeInclusive<usize>,
+        bounds: RangeInclusive<u64>,
         findings: &mut Findings,
     ) -> CallsInFlight {
         const AUTO: &str = "auto";
         let (least, most) = (bounds.start(), bounds.end());
         let expected = format!("a whole number, {least} to {most}, or {AUTO:?}");
-        let parse = |value: &Value| {
-            let number = match value {
-                Value::Integer(number) => usize::try_from(*number).ok(),
-                Value::String(text) if text == AUTO => return Some(CallsInFlight::Auto),
-                Value::String(text) => text.parse().ok(),
-                _ => None,
-            };
-            let number = number.filter(|number| bounds.contains(number));
-            number.map(CallsInFlight::Fixed)
+        let parse = |value: &Value| match value.as_str() {
+            Some(AUTO) => Some(CallsInFlight::Auto),
+            _ => whole_number(value, &bounds).map(|calls| CallsInFlight::Fixed(calls as usize)),
         };
         let show = |calls: &CallsInFlight| match calls {
             CallsInFlight::Fixed(calls) => calls.to_string(),
@@ -274,14 +261,7 @@ impl Section {
     ) -> Option<u64> {
         let expected = format!("a whole number from {}", bounds.start());
         let show = |number: &Option<u64>| number.map_or("(none)".into(), |it| it.to_string());
-        let parse = |value: &Value| {
-            let number = match value {
-                Value::Integer(number) => u64::try_from(*number).ok(),
-                Value::String(text) => text.parse().ok(),
-                _ => None,
-            };
-            number.filter(|number| bounds.contains(number)).map(Some)
-        };
+        let parse = |value: &Value| whole_number(value, &bounds).map(Some);
         self.value(name, None, show, expected, parse, findings)
     }
 
@@ -521,6 +501,16 @@ fn as_number(value: &Value) -> Option<f64> {
         Value::String(text) => text.parse().ok(),
         _ => None,
     }
+}
+
+/// A whole number within bounds; as a text too, since environment variables have no types.
+fn whole_number(value: &Value, bounds: &RangeInclusive<u64>) -> Option<u64> {
+    let number = match value {
+        Value::Integer(number) => u64::try_from(*number).ok(),
+        Value::String(text) => text.parse().ok(),
+        _ => None,
+    };
+    number.filter(|number| bounds.contains(number))
 }
 
 /// Reads a number as a text too: environment variables have no types.
