@@ -33,7 +33,7 @@ use super::problem::Refusal;
 use crate::domain::announce::EventKind;
 use crate::domain::ids::JobId;
 use crate::ports::{
-    Broker, JobFilter, JobPlace, JobQuery, JobRecord, JobState, LedgerError, Store, Transport,
+    Broker, JobFilter, JobPage, JobPlace, JobQuery, JobRecord, LedgerError, Store, Transport,
 };
 
 /// Time between two looks at the ledger.
@@ -58,8 +58,7 @@ const OVERLAP_MS: u64 = 1000;
 /// Most unfinished jobs that are followed.
 const LIVE_MAX: usize = 20_000;
 
-/// Jobs whose end is remembered. An extension of any other job is reported only if a look finds the job
-/// before it is completed again.
+/// Jobs whose end is remembered. Of older ends nothing is reported any more.
 const ENDED_MAX: usize = 20_000;
 
 /// Events that a stream may be behind.
@@ -84,29 +83,55 @@ struct News {
 
 #[derive(Default)]
 struct Known {
+    /// The end of a job that nothing was known of is news if it is at least as late as this. The
+    /// ledger's clock counts: the one that all ends have.
+    since_ms: u64,
     /// The jobs that are not completed.
     live: HashMap<JobId, Arc<JobRecord>>,
     /// How jobs ended, so that each end is reported once.
     ended: HashMap<JobId, Stood>,
-    /// The same jobs, in the order in which they were found.
-    found: VecDeque<JobId>,
+    /// The same jobs and the times of their ends, in the order in which they were found.
+    found: VecDeque<(JobId, u64)>,
 }
 
 impl Known {
-    /// The event that this record is, if it is news. `is_new`: it was found among the new jobs, and
-    /// so its end is news even if nothing was known of the job.
-    fn take(&mut self, record: JobRecord, is_new: bool) -> Option<News> {
+    /// What the latest jobs tell before there is a stream. Whatever ends from now on ends no earlier
+    /// than anything that happened to them.
+    fn of(latest: &[JobRecord]) -> Self {
+        let times = latest
+            .iter()
+            .map(|job| job.completed_at_ms.unwrap_or(job.accepted_at_ms));
+        let mut known = Self {
+            since_ms: times.max().unwrap_or(0),
+            ..Self::default()
+        };
+        for record in latest {
+            match record.completed_at_ms {
+                Some(at_ms) => known.remember(record.job, Stood::of(record), at_ms),
+                None => {
+                    known.live.insert(record.job, Arc::new(record.clone()));
+                }
+            }
+        }
+        known
+    }
+
+    /// The event that this record is, if it is news.
+    fn take(&mut self, record: JobRecord) -> Option<News> {
         let id = record.job;
         let before = self.live.get(&id).map(|known| Stood::of(known));
         let now = Stood::of(&record);
         let record = Arc::new(record);
-        let kind = if record.state == JobState::Completed {
-            let was_live = self.live.remove(&id).is_some();
-            let is_known = self.ended.get(&id).map_or(!is_new, |end| *end == now);
-            self.remember(id, now, is_new || was_live);
-            if is_known && !was_live {
+        let kind = if let Some(at_ms) = record.completed_at_ms {
+            let is_news = match self.ended.get(&id) {
+                _ if self.live.remove(&id).is_some() => true,
+                Some(end) => *end != now,
+                None => at_ms >= self.since_ms,
+            };
+            if !is_news {
                 return None;
             }
+            self.remember(id, now, at_ms);
             EventKind::Completed
         } else {
             // The walk through the list comes back to it when there is room.
@@ -124,26 +149,26 @@ impl Known {
         Some(News { kind, record })
     }
 
-    /// Notes how a job ended. A job that was found on the way takes no place of a later one.
-    fn remember(&mut self, job: JobId, end: Stood, is_late: bool) {
-        if self.ended.len() >= ENDED_MAX && !self.ended.contains_key(&job) {
-            if !is_late {
-                return;
-            }
-            if let Some(first) = self.found.pop_front() {
-                self.ended.remove(&first);
-            }
+    /// Notes how a job ended. The first that was found makes room for it, with all that ended before
+    /// that one: none of their ends is news again.
+    fn remember(&mut self, job: JobId, end: Stood, at_ms: u64) {
+        if self.ended.insert(job, end).is_some() {
+            return;
         }
-        if self.ended.insert(job, end).is_none() {
-            self.found.push_back(job);
+        self.found.push_back((job, at_ms));
+        if self.found.len() > ENDED_MAX
+            && let Some((first, at_ms)) = self.found.pop_front()
+        {
+            self.ended.remove(&first);
+            self.since_ms = self.since_ms.max(at_ms + 1);
         }
     }
 }
 
 impl Following {
-    fn tell(&self, record: JobRecord, is_new: bool) {
+    fn tell(&self, record: JobRecord) {
         let mut known = self.known.lock();
-        if let Some(news) = known.take(record, is_new) {
+        if let Some(news) = known.take(record) {
             // An error says that no stream is open at the moment.
             let _ = self.news.send(news);
         }
@@ -166,26 +191,35 @@ impl Following {
 }
 
 impl Feed {
-    fn join<B: Broker, S: Store, T: Transport>(
+    /// Joins the reading, or begins one. A reading begins with the latest jobs, before the stream is
+    /// open: so it knows which ends come after that.
+    async fn join<B: Broker, S: Store, T: Transport>(
         &self,
         gateway: &Arc<Gateway<B, S, T>>,
-    ) -> (Vec<News>, broadcast::Receiver<News>) {
+    ) -> Result<(Vec<News>, broadcast::Receiver<News>), LedgerError> {
+        if let Some(following) = &*self.0.lock() {
+            return Ok(following.join());
+        }
+        let all = query(JobFilter::default(), None);
+        let latest = gateway.context.store.jobs(&all).await?;
         let mut reading = self.0.lock();
+        // Another stream may have begun one meanwhile.
         if let Some(following) = &*reading {
-            return following.join();
+            return Ok(following.join());
         }
         let following = Arc::new(Following {
             news: broadcast::Sender::new(BEHIND_MAX),
-            known: Mutex::default(),
+            known: Mutex::new(Known::of(&latest.jobs)),
         });
         let joined = following.join();
         *reading = Some(Arc::clone(&following));
+        let reader = Reader::after(&latest);
         #[expect(
             clippy::disallowed_methods,
             reason = "it ends with the last stream, or with the process"
         )]
-        tokio::spawn(follow(Arc::clone(gateway), following));
-        joined
+        tokio::spawn(follow(Arc::clone(gateway), following, reader));
+        Ok(joined)
     }
 
     /// Whether no stream is left; then the reading ends.
@@ -203,8 +237,8 @@ impl Feed {
 async fn follow<B: Broker, S: Store, T: Transport>(
     gateway: Arc<Gateway<B, S, T>>,
     following: Arc<Following>,
+    mut reader: Reader,
 ) {
-    let mut reader = Reader::default();
     while !gateway.hub.closing.is_cancelled() && !gateway.feed.leave(&following) {
         // The streams stay open with their heartbeats; the ledger's state is logged elsewhere.
         let _ = reader.look(&gateway.context.store, &following).await;
@@ -213,7 +247,6 @@ async fn follow<B: Broker, S: Store, T: Transport>(
 }
 
 /// The places up to which the list of jobs was read.
-#[derive(Default)]
 struct Reader {
     /// The latest acceptance that was seen.
     newest_ms: u64,
@@ -227,6 +260,18 @@ struct Reader {
 }
 
 impl Reader {
+    /// Goes on after the latest jobs.
+    fn after(latest: &JobPage) -> Self {
+        let accepted = latest.jobs.iter().map(|job| job.accepted_at_ms);
+        Self {
+            newest_ms: accepted.max().unwrap_or(0),
+            walk: latest.next,
+            walked: latest.next.is_none(),
+            looks: 0,
+            turn: Vec::new(),
+        }
+    }
+
     async fn look<S: Store>(
         &mut self,
         store: &S,
@@ -234,15 +279,11 @@ impl Reader {
     ) -> Result<(), LedgerError> {
         self.looks = self.looks.wrapping_add(1);
         if !self.walked || self.looks.is_multiple_of(SELDOM) {
-            let first = self.walk.is_none();
             let page = store.jobs(&query(JobFilter::default(), self.walk)).await?;
             self.walk = page.next;
             self.walked |= page.next.is_none();
             for record in page.jobs {
-                if first {
-                    self.newest_ms = self.newest_ms.max(record.accepted_at_ms);
-                }
-                following.tell(record, false);
+                following.tell(record);
             }
         }
         self.look_at_new(store, following).await?;
@@ -263,7 +304,7 @@ impl Reader {
             let page = store.jobs(&query(filter.clone(), after)).await?;
             for record in page.jobs {
                 self.newest_ms = self.newest_ms.max(record.accepted_at_ms);
-                following.tell(record, true);
+                following.tell(record);
             }
             after = page.next;
             if after.is_none() {
@@ -288,7 +329,7 @@ impl Reader {
         let mut asked = asked.buffer_unordered(AT_ONCE);
         while let Some((job, found)) = asked.next().await {
             match found? {
-                Some(record) => following.tell(record, false),
+                Some(record) => following.tell(record),
                 // The ledger has forgotten the job.
                 None => {
                     following.known.lock().live.remove(&job);
@@ -319,7 +360,7 @@ pub(super) async fn feed<B: Broker, S: Store, T: Transport>(
     };
     params.finish()?;
     let stream = Arc::new(gateway.shares.stream(&caller)?);
-    let (live, news) = gateway.feed.join(&gateway);
+    let (live, news) = gateway.feed.join(&gateway).await?;
     let closing = gateway.hub.closing.clone();
     let streamed = streamed(live, news, wanted, closing);
     let alive = KeepAlive::new().interval(HEARTBEAT);

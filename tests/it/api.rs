@@ -3,7 +3,7 @@
 //! available.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fanwise_mock_im::{MockHandle, Settings, Version};
 use serde_json::{Value, json};
@@ -49,6 +49,7 @@ on_both! {
     jobs_are_listed_and_explained,
     a_job_is_there_from_its_acceptance_on,
     one_stream_tells_of_all_jobs,
+    the_end_of_no_short_job_is_missed,
     a_dry_run_shows_what_recipients_would_get,
     events_survive_a_gateway_that_is_killed,
     everybody_can_be_asked_about,
@@ -482,6 +483,29 @@ async fn one_stream_tells_of_all_jobs(place: Place) {
         .await;
     let again = others.soon().await;
     assert_eq!(again.data["accounts"]["total"], 8, "{again:?}");
+    place.end(process).await;
+}
+
+/// Jobs that end between two looks at the ledger are told too, whether the gateway finds them among
+/// the new jobs or on its way through the list. That way goes on with one look in ten.
+async fn the_end_of_no_short_job_is_missed(place: Place) {
+    let process = place.serve().await;
+    let mut stream = place.stream("/v1/events", None).await;
+    let begun = Instant::now();
+    let mut sent = BTreeSet::new();
+    while begun.elapsed() < Duration::from_secs(6) {
+        let key = format!("k{}", sent.len());
+        sent.insert(place.send(&key, &users(1), &json!({})).await);
+    }
+    let mut ends = BTreeSet::new();
+    while ends.len() < sent.len() {
+        let event = stream.soon().await;
+        if event.kind == "completed" {
+            let job = event.data["job"].as_str().unwrap().to_owned();
+            assert!(ends.insert(job), "the end of a job is told once");
+        }
+    }
+    assert_eq!(ends, sent);
     place.end(process).await;
 }
 
