@@ -379,6 +379,18 @@ async function anAppSeesOnlyItsOwn(browser) {
   await row(page, 'of-shop').waitFor();
   assert.equal(await row(page, 'of-default').count(), 0);
   assert.equal(await page.getByRole('link', { name: 'Targets' }).count(), 0);
+  // It steers them, and nothing else.
+  await job('shop-later', ['u1'], { app: 'shop', not_before: new Date(Date.now() + 3_600_000).toISOString() });
+  await visit(page, 'schedules', 'Schedules');
+  await row(page, 'shop-later').getByRole('link').click();
+  await page.getByRole('button', { name: 'Cancel' }).click();
+  await notice(page).getByLabel('Reason').fill('wrong text');
+  await notice(page).getByRole('button', { name: 'Cancel' }).click();
+  await page.getByRole('heading', { level: 1, name: 'shop-later completed' }).waitFor();
+  await page.getByTestId('trail').filter({ hasText: 'wrong text' }).filter({ hasText: 'shop' }).waitFor();
+  await visit(page, 'dead', 'Dead letters');
+  await row(page, 'bad-').first().waitFor();
+  assert.equal(await page.getByRole('button', { name: 'Redrive' }).count(), 0);
   await page.goto(`${base}#/jobs/${other}`);
   await page.getByRole('alert').filter({ hasText: 'not found' }).waitFor();
   await page.getByRole('button', { name: 'Sign out' }).click();

@@ -58,9 +58,9 @@ pub enum Engine {
 pub enum Role {
     /// Everything.
     Administrator,
-    /// Submit and read the jobs of one app.
+    /// Submit, read and steer the jobs of one app.
     App,
-    /// The same for the apps that need no token.
+    /// Submit and read the jobs of the apps that need no token.
     Anonymous,
 }
 

@@ -18,6 +18,9 @@ const pace = (extra, set) => html`<${Field} label=${t('Spread until')} hint=${t(
   <${Input} value=${extra.pace_until || ''} change=${(value) => set('pace_until', value)} placeholder="2h" required />
 <//>`;
 
+/** Whether the caller may steer jobs. An app steers its own, if it has a token. */
+export const steersJobs = (about) => ['administrator', 'app'].includes(about.role);
+
 /** One button of a subject: a job, an app or a target. */
 export function Order({ kind, name, shown, verb, done }) {
   const orders = {

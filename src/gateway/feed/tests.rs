@@ -102,7 +102,10 @@ fn ends_that_gave_way_to_later_ones_are_not_told_again() {
         }
     }
     assert_eq!(told, ends);
-    assert_eq!((known.ended.len(), known.found.len()), (ENDED_MAX, ENDED_MAX));
+    assert_eq!(
+        (known.ended.len(), known.found.len()),
+        (ENDED_MAX, ENDED_MAX)
+    );
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ import { OUTCOMES, pointsOf, record, settled } from '../history.js';
 import { duration, number, percent, perSecond, t, time } from '../words.js';
 import { answer, fate as explained, hindrance, sentence, value, word } from '../sentences.js';
 import { Curve } from '../curve.js';
-import { Order } from '../steer.js';
+import { Order, steersJobs } from '../steer.js';
 import { redrive } from '../letters.js';
 import { eta, speed } from './jobs.js';
 
@@ -152,7 +152,7 @@ export function Job({ name, about }) {
   const job = isNewer ? { ...data, accounts: heard.accounts, pending: heard.pending } : data;
   return html`<p><a href="#/jobs">← ${t('Jobs')}</a></p>
     <div class="title"><h1>${job.client_msg_no} <${Badge} state=${stateOf(job)} /></h1>
-      ${about.role === 'administrator' && html`<${Orders} job=${job} done=${reload} />`}</div>
+      ${steersJobs(about) && html`<${Orders} job=${job} done=${reload} />`}</div>
     <p class="sub">${job.app} → ${job.target} · ${t('accepted')} <${Ago} at=${job.accepted_at} /></p>
     <${Problem} error=${error} />
     <div class="columns">

@@ -3,7 +3,7 @@
 import { Cell, Empty, html, Loading, Problem, Table, useClock, useLoad } from '../parts.js';
 import { get } from '../server.js';
 import { number, relative, t, time } from '../words.js';
-import { Order } from '../steer.js';
+import { Order, steersJobs } from '../steer.js';
 
 /** Jobs, and pages of the list, that are read. */
 const [JOBS_MAX, PAGES_MAX] = [500, 60];
@@ -32,5 +32,5 @@ export function Schedules({ about, turn }) {
       <${Cell} head=${heads[0]} class="name"><a href=${`#/jobs/${job.job}`}>${job.client_msg_no}</a><small>${job.app} → ${job.target}</small><//>
       <${Cell} head=${heads[1]}>${time(job.not_before)} <small>${relative(job.not_before)}</small><//>
       <${Cell} head=${heads[2]} class="figure">${number(job.accounts.total)}<//>
-      <${Cell} head=""><div class="actions">${about.role === 'administrator' && html`<${Order} kind="jobs" name=${job.job} shown=${job.client_msg_no} verb="cancel" done=${reload} />`}</div><//></tr>`)}<//>`}`;
+      <${Cell} head=""><div class="actions">${steersJobs(about) && html`<${Order} kind="jobs" name=${job.job} shown=${job.client_msg_no} verb="cancel" done=${reload} />`}</div><//></tr>`)}<//>`}`;
 }
