@@ -26,6 +26,7 @@ use tokio::time::timeout;
 
 use crate::support::relay::Relay;
 use crate::support::retained::break_off_removal;
+use crate::support::servers::{PrivateRabbit, other_server};
 use crate::support::wait::until;
 
 /// Longer than any step takes, on a busy machine too.
@@ -120,6 +121,7 @@ async fn a_wrong_address_of_the_broker_is_told_with_what_to_do() {
     let (_, place) = url.rsplit_once('@').unwrap();
     let at = place.split('/').next().unwrap();
     let right = url.strip_suffix(place).unwrap();
+    let web = &other_server().await;
     for (url, at, expected) in [
         (
             format!("amqp://nobody:hidden@{at}/%2f"),
@@ -146,6 +148,12 @@ async fn a_wrong_address_of_the_broker_is_told_with_what_to_do() {
             at,
             "it does not speak TLS on this port",
         ),
+        // Another server has this port.
+        (
+            format!("amqp://nobody:hidden@{web}/"),
+            web,
+            "Check that the port in broker.url is that of AMQP",
+        ),
     ] {
         let said = told(url).await;
         assert!(said.contains(expected), "{expected:?} in {said}");
@@ -154,6 +162,19 @@ async fn a_wrong_address_of_the_broker_is_told_with_what_to_do() {
             assert!(!said.contains(noise), "{said}");
         }
     }
+}
+
+/// A virtual host that its user may not enter.
+#[tokio::test]
+async fn a_virtual_host_that_is_not_permitted_is_told_with_what_to_do() {
+    let Some(broker) = PrivateRabbit::start().await else {
+        return;
+    };
+    broker.ctl(&["add_vhost", "closed"]).await;
+    let url = broker.url().replace("%2f", "closed");
+    let said = told(url).await;
+    let expected = "Permit it: `rabbitmqctl set_permissions -p 'closed' 'guest' '.*' '.*' '.*'`";
+    assert!(said.contains(expected), "{expected:?} in {said}");
 }
 
 /// A published message is delivered unchanged, with its trace context, and an ack removes it.

@@ -162,6 +162,11 @@ async fn each_failure_of_tls_to_the_ledger_has_a_sentence() {
             settings(trusted(), None),
             "Check that the port is the one for TLS",
         ),
+        (
+            &url.replacen("rediss://", "redis://", 1),
+            TlsSettings::default(),
+            "the port for TLS needs an address that begins with rediss://",
+        ),
     ] {
         let said = said(url, tls).await;
         assert!(said.contains(expected), "{expected:?} in {said}");

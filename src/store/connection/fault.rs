@@ -110,6 +110,7 @@ fn words(error: &RedisError) -> String {
             "it refuses the user or the password".to_owned()
         }
         (_, Some("NOAUTH"), _) => "it asks for a password".to_owned(),
+        (ErrorKind::Parse, ..) => "what it says is not the protocol of Redis".to_owned(),
         (_, Some("ERR"), Some(detail)) => detail.trim_end_matches('.').to_owned(),
         (ErrorKind::Server(_) | ErrorKind::Extension, Some(code), Some(detail)) => {
             format!("{code} {}", detail.trim_end_matches('.'))
@@ -140,7 +141,9 @@ fn advice(error: &RedisError) -> &'static str {
         (_, Some("NOPERM")) => {
             ". Give the user in ledger.url all commands on the keys of ledger.prefix"
         }
-        (ErrorKind::Io, _) => ". Check host and port in ledger.url, and whether Redis runs there",
+        (ErrorKind::Io | ErrorKind::Parse, _) => {
+            ". Check host and port in ledger.url, and whether Redis runs there"
+        }
         // This error has no code of its own.
         _ if error.detail().is_some_and(|it| it.contains("DB index")) => {
             ". Check the number of the database in ledger.url"

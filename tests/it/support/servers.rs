@@ -13,6 +13,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use redis::FromRedisValue;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 
 use super::process::{process_state, send_signal};
@@ -296,6 +298,21 @@ impl<S: Service> Drop for PrivateServer<S> {
             eprintln!("a private {} may still run; see {folder}", S::NAME);
         }
     }
+}
+
+/// The address of a server that is neither RabbitMQ nor Redis: it refuses what is no HTTP.
+pub(crate) async fn other_server() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut asked = [0; 8];
+            stream.read_exact(&mut asked).await.unwrap();
+            let refused = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
+            stream.write_all(refused).await.unwrap();
+        }
+    });
+    address
 }
 
 fn command(arguments: &[&str]) -> Command {
