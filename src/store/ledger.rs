@@ -74,6 +74,7 @@ static WITHDRAW: LazyLock<Script> = concluding!("scripts/withdraw.lua");
 static ACCEPT: LazyLock<Script> = growing!("scripts/accept.lua");
 static MARK_EXPANDED: LazyLock<Script> = concluding!("scripts/mark_expanded.lua");
 static GATHER: LazyLock<Script> = concluding!("scripts/gather.lua");
+static KNOWS: LazyLock<Script> = concluding!("scripts/knows.lua");
 static RENEW: LazyLock<Script> = concluding!("scripts/renew.lua");
 static RECORD_REASONS: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("scripts/record_reasons.lua")));
@@ -235,9 +236,11 @@ impl Ledger for Store {
     }
 
     async fn knows(&self, job: JobId, submissions: &[String]) -> Result<bool, LedgerError> {
-        let mut cmd = redis::cmd("HMGET");
-        cmd.arg(self.0.keys.job(job).submissions()).arg(submissions);
-        let reply = ScriptReply::new(self.0.connection.command(&cmd).await?)?;
+        let mut call = self.job_call(&KNOWS, job, submissions.len(), 32 * submissions.len());
+        for submission in submissions {
+            call.push(submission);
+        }
+        let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
         let known = |state: &Value| match state {
             Value::BulkString(state) => {
                 let has_entries = !state.starts_with(b"0:");

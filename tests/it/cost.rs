@@ -152,23 +152,18 @@ async fn few_bytes(world: &World) {
     let client = redis::Client::open(world.redis.as_str()).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
     let header = format!("{}:{{{}}}", world.name, JobId::of("default", "n-0"));
-    let mut hashes = 0;
-    for part in ["", ":slices", ":submissions"] {
-        let key = format!("{header}{part}");
-        let fields: Vec<Vec<u8>> = redis::cmd("HGETALL")
-            .arg(&key)
-            .query_async(&mut connection)
-            .await
-            .unwrap();
-        let bytes: usize = fields.iter().map(Vec::len).sum();
-        println!("{key}: {bytes} bytes in {} fields", fields.len() / 2);
-        hashes += bytes;
-    }
+    let fields: Vec<Vec<u8>> = redis::cmd("HGETALL")
+        .arg(&header)
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    let bytes: usize = fields.iter().map(Vec::len).sum();
+    println!("{bytes} bytes in {} fields", fields.len() / 2);
     let bucket: usize = connection.strlen(format!("{header}:0")).await.unwrap();
     assert_eq!(bucket, 11);
     let keys: Vec<String> = connection.keys(format!("{header}*")).await.unwrap();
-    assert_eq!(keys.len(), 4, "{keys:?}");
-    assert!(hashes <= 262, "{hashes} bytes");
+    assert_eq!(keys.len(), 2, "{keys:?}");
+    assert!(bytes <= 281, "{bytes} bytes");
 }
 
 /// The slices of a list touch few buckets, however many parts it travels in.

@@ -33,6 +33,7 @@ use tokio::time::timeout;
 
 use crate::contract::ledger::{ANN, BOB, Job, LEASE, all, claim, each, settle};
 use crate::contract::limiter::limit;
+use crate::support::servers::other_server;
 
 /// The URL of the server; `None` means skip.
 fn url() -> Option<String> {
@@ -249,10 +250,10 @@ async fn a_job_that_waits_is_known_and_a_completed_one_expires() {
         return;
     };
     let job = Job::new(6);
-    let people = job.fingerprints(0..60);
-    bench.store.accept(&job.submission("s", 60)).await.unwrap();
+    let people = job.fingerprints(0..101);
+    bench.store.accept(&job.submission("s", 101)).await.unwrap();
     let id = SliceId::new("s", 0);
-    let slice = job.slice(&id, 60);
+    let slice = job.slice(&id, 101);
     claim(&bench.store, slice, ANN, LEASE, &people[..30]).await;
     let reason = Reason {
         outcome: Outcome::Failed,
@@ -689,6 +690,136 @@ async fn new_jobs_are_packed_as_they_come() {
 }
 
 // ---------------------------------------------------------------------------------------------
+// Completed small jobs
+// ---------------------------------------------------------------------------------------------
+
+/// The parts of a job's keys after its header, those of buckets left out.
+async fn parts_of(bench: &mut Bench, job: &Job) -> Vec<String> {
+    let header = format!("{}:{{{}}}:", bench.prefix, job.id());
+    let keys = bench.keys().await;
+    let parts = keys.iter().filter_map(|key| key.strip_prefix(&header));
+    let mut parts: Vec<_> = parts
+        .filter(|part| part.parse::<u32>().is_err())
+        .map(str::to_owned)
+        .collect();
+    parts.sort();
+    parts
+}
+
+/// The times to live of the job's keys.
+async fn ends_of(bench: &mut Bench, job: &Job) -> Vec<i64> {
+    let id = job.id().to_string();
+    let ends = bench.ends().await.into_iter();
+    ends.filter(|(key, _)| key.contains(&id))
+        .map(|(_, ttl)| ttl)
+        .collect()
+}
+
+async fn finish(store: &Store, job: &Job, submission: &str, entries: u32) {
+    let id = SliceId::new(submission, 0);
+    let people = job.fingerprints(0..entries);
+    let sent = all(&people, Outcome::Sent);
+    settle(store, job.slice(&id, entries), ANN, &sent, true).await;
+    store.mark_expanded(job.id(), submission).await.unwrap();
+    assert!(store.complete(job.id()).await.unwrap());
+}
+
+async fn knows(store: &Store, job: &Job, submissions: &[&str]) -> bool {
+    let names: Vec<_> = submissions.iter().map(|name| (*name).to_owned()).collect();
+    store.knows(job.id(), &names).await.unwrap()
+}
+
+/// A completed small job keeps its slices and submissions in its header. Whoever asks, repeats or
+/// extends it notices nothing of that.
+#[tokio::test]
+async fn a_completed_small_job_takes_few_keys() {
+    let Some(mut bench) = Bench::start().await else {
+        return;
+    };
+    let store = bench.store.clone();
+    for (entries, expected) in [(1, &[][..]), (100, &[]), (101, &["slices", "submissions"])] {
+        let job = Job::new(1);
+        let first = job.submission("one", u64::from(entries));
+        store.accept(&first).await.unwrap();
+        finish(&store, &job, "one", entries).await;
+        assert_eq!(parts_of(&mut bench, &job).await, expected, "{entries}");
+        assert!(ends_of(&mut bench, &job).await.iter().all(|ttl| *ttl > 0));
+
+        // A slice that is delivered once more.
+        let id = SliceId::new("one", 0);
+        let people = job.fingerprints(0..entries);
+        let again = claim(&store, job.slice(&id, entries), BOB, LEASE, &people).await;
+        assert!(matches!(again, Claimed::SliceDone));
+        assert!(ends_of(&mut bench, &job).await.iter().all(|ttl| *ttl > 0));
+        let record = store.job(job.id()).await.unwrap().unwrap();
+        assert_eq!(record.accounts.sent, u64::from(entries));
+        assert!(!record.rebuilt);
+    }
+}
+
+/// Each step that a completed small job can still meet finds its submissions.
+#[tokio::test]
+async fn a_completed_small_job_knows_its_submissions() {
+    let Some(mut bench) = Bench::start().await else {
+        return;
+    };
+    let store = bench.store.clone();
+    let completed = async || {
+        let job = Job::new(1);
+        store.accept(&job.submission("one", 2)).await.unwrap();
+        finish(&store, &job, "one", 2).await;
+        job
+    };
+    let job = completed().await;
+    assert!(knows(&store, &job, &["one"]).await);
+    assert!(!knows(&store, &job, &["one", "two"]).await);
+    let job = completed().await;
+    let again = store.accept(&job.submission("one", 2)).await.unwrap();
+    assert_eq!(again, Accepted::Settled);
+    let job = completed().await;
+    let progress = store.mark_expanded(job.id(), "one").await.unwrap();
+    assert!(progress.completed);
+    assert_eq!(store.job(job.id()).await.unwrap().unwrap().uncut, 0);
+
+    // Extended, it is completed and folded once more.
+    let job = completed().await;
+    store.accept(&job.submission("two", 3)).await.unwrap();
+    assert!(ends_of(&mut bench, &job).await.iter().all(|ttl| *ttl == -1));
+    finish(&store, &job, "two", 3).await;
+    assert_eq!(parts_of(&mut bench, &job).await, [""; 0]);
+    assert!(knows(&store, &job, &["one", "two"]).await);
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    assert_eq!((record.accounts.sent, record.accounts.duplicate), (3, 2));
+}
+
+/// A cluster may break off the completion of a job while its slot moves. The next step goes on,
+/// whether it is a repetition or another one.
+#[tokio::test]
+async fn a_completion_that_was_broken_off_loses_no_submission() {
+    let Some(mut bench) = Bench::start().await else {
+        return;
+    };
+    let store = bench.store.clone();
+    for repeated in [true, false] {
+        let job = Job::new(1);
+        store.accept(&job.submission("one", 2)).await.unwrap();
+        finish(&store, &job, "one", 2).await;
+        // As it was before the last two steps of the script.
+        let header = format!("{}:{{{}}}", bench.prefix, job.id());
+        let () = bench.redis.hdel(&header, "completed_at_ms").await.unwrap();
+        let () = bench.redis.hset(&header, "held", 1).await.unwrap();
+        if repeated {
+            assert!(store.complete(job.id()).await.unwrap());
+        }
+        let again = store.accept(&job.submission("one", 2)).await.unwrap();
+        assert_eq!(again, Accepted::Settled);
+        assert!(knows(&store, &job, &["one"]).await);
+        let record = store.job(job.id()).await.unwrap().unwrap();
+        assert_eq!((record.accounts.total, record.accounts.sent), (2, 2));
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
 // A Redis that went back
 // ---------------------------------------------------------------------------------------------
 
@@ -898,6 +1029,11 @@ async fn a_server_that_cannot_be_used_says_why_and_what_to_do() {
         (
             "redis://no-such-host.invalid:6379/0".to_owned(),
             "Check the host in ledger.url",
+        ),
+        // Another server has this port.
+        (
+            format!("redis://:wr0ng@{}/0", other_server().await),
+            "whether Redis runs there",
         ),
     ] {
         let text = check(url.clone()).await;

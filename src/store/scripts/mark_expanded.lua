@@ -5,9 +5,11 @@
 -- Returns  the progress, or an empty array if the ledger has lost the job
 -- Atomic   because the flag and its counter change together.
 
-if call('EXISTS', HEADER) == 0 then
+local row = call('HMGET', HEADER, 'app', 'lists')
+if not row[1] then
   return {}
 end
+unfold(row[2])
 local submission = call('HGET', SUBMISSIONS, ARGV[1])
 if submission and sub(submission, -2) == ':0' then
   call('HSET', SUBMISSIONS, ARGV[1], sub(submission, 1, -2) .. '1')

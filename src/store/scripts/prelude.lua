@@ -93,6 +93,24 @@ local function all_keys(command, ...)
   end
 end
 
+-- Makes the slices and submissions keys again, which complete.lua has put into `lists` of the header.
+-- The mark goes last: a repetition then restores the same.
+local function unfold(lists)
+  if not lists then
+    return
+  end
+  local folded, left = cjson.decode(lists), call('PTTL', HEADER)
+  for i, key in ipairs({ SLICES, SUBMISSIONS }) do
+    if #folded[i] > 0 then
+      call('HSET', key, unpack(folded[i]))
+      if left > 0 then
+        call('PEXPIRE', key, left)
+      end
+    end
+  end
+  call('HDEL', HEADER, 'lists')
+end
+
 -- The job runs, perhaps again: its keys do not expire.
 local function hold()
   if call('HSET', HEADER, 'held', 1) == 1 then
@@ -189,8 +207,9 @@ end
 -- Returns how many of its entries are counted, and 1 if the total grew by the slice; or nil and the
 -- job's shape, if the slice was cut in another one.
 local function locate(slice)
-  local row = call('HMGET', HEADER, 'buckets', 'held', 'completed_at_ms')
+  local row = call('HMGET', HEADER, 'buckets', 'held', 'completed_at_ms', 'lists')
   local buckets, runs = row[1], not row[3]
+  unfold(row[4])
   if not buckets then
     begin('app', slice.app, 'client_msg_no', slice.client_msg_no, 'target', slice.target,
       'digest', '', 'buckets', slice.buckets, 'accepted_at_ms', slice.accepted_at_ms)
