@@ -741,13 +741,29 @@ async fn a_completed_small_job_takes_few_keys() {
         let job = Job::new(1);
         let first = job.submission("one", u64::from(entries));
         store.accept(&first).await.unwrap();
+        let id = SliceId::new("one", 0);
+        let people = job.fingerprints(0..entries);
+        for people in people.chunks(64) {
+            claim(&store, job.slice(&id, entries), ANN, LEASE, people).await;
+        }
         finish(&store, &job, "one", entries).await;
         assert_eq!(parts_of(&mut bench, &job).await, expected, "{entries}");
+        let header = format!("{}:{{{}}}", bench.prefix, job.id());
+        let records: u64 = redis::cmd("MEMORY")
+            .arg(&["USAGE", &format!("{header}:0")])
+            .query_async(&mut bench.redis)
+            .await
+            .unwrap();
+        // It grew in two steps, and kept no room for a third.
+        if entries <= 100 {
+            assert!(records <= 11 * u64::from(entries) + 300, "{records} bytes");
+        }
+        // A hash table would take more than the keys.
+        let encoding: String = bench.redis.object_encoding(&header).await.unwrap();
+        assert!(["listpack", "ziplist"].contains(&&*encoding), "{encoding}");
         assert!(ends_of(&mut bench, &job).await.iter().all(|ttl| *ttl > 0));
 
         // A slice that is delivered once more.
-        let id = SliceId::new("one", 0);
-        let people = job.fingerprints(0..entries);
         let again = claim(&store, job.slice(&id, entries), BOB, LEASE, &people).await;
         assert!(matches!(again, Claimed::SliceDone));
         assert!(ends_of(&mut bench, &job).await.iter().all(|ttl| *ttl > 0));

@@ -57,7 +57,7 @@ end
 -- be exact.
 local RESHAPE_FROM, RESHAPE_RECORDS, RESHAPE_BUCKETS = 8, 50000, 1048576
 
-local row = call('HMGET', HEADER, 'buckets', 'digest', 'parts', 'total', 'template', 'lists')
+local row = call('HMGET', HEADER, 'buckets', 'digest', 'parts', 'total', 'template', 'folded')
 unfold(row[6])
 local buckets, digest, parts = row[1], row[2], row[3]
 local first = not buckets

@@ -7,7 +7,7 @@
 --
 -- The notes are among the submissions, under names that no submission has.
 
-local row = call('HMGET', HEADER, 'buckets', 'rebuilt', 'submissions', 'lists')
+local row = call('HMGET', HEADER, 'buckets', 'rebuilt', 'submissions', 'folded')
 unfold(row[4])
 if not row[1] or row[2] then
   return 1

@@ -5,7 +5,7 @@
 -- Returns  the record of each, or nil
 -- Atomic   because complete.lua moves the records to another key.
 
-unfold(call('HGET', HEADER, 'lists'))
+unfold(call('HGET', HEADER, 'folded'))
 local records = {}
 for i, submission in ipairs(ARGV) do
   records[i] = call('HGET', SUBMISSIONS, submission)

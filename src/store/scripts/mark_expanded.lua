@@ -5,7 +5,7 @@
 -- Returns  the progress, or an empty array if the ledger has lost the job
 -- Atomic   because the flag and its counter change together.
 
-local row = call('HMGET', HEADER, 'app', 'lists')
+local row = call('HMGET', HEADER, 'app', 'folded')
 if not row[1] then
   return {}
 end

@@ -93,22 +93,31 @@ local function all_keys(command, ...)
   end
 end
 
--- Makes the slices and submissions keys again, which complete.lua has put into `lists` of the header.
--- The mark goes last: a repetition then restores the same.
-local function unfold(lists)
-  if not lists then
+-- How the slices and submissions begin in the header of a completed small job, see complete.lua. No
+-- other field of a header begins like that.
+local FOLDED = { ['/'] = SLICES, ['='] = SUBMISSIONS }
+
+-- Makes them keys again. The mark goes last: a repetition then restores the same.
+local function unfold(folded)
+  if not folded then
     return
   end
-  local folded, left = cjson.decode(lists), call('PTTL', HEADER)
-  for i, key in ipairs({ SLICES, SUBMISSIONS }) do
-    if #folded[i] > 0 then
-      call('HSET', key, unpack(folded[i]))
+  local fields, left = call('HGETALL', HEADER), call('PTTL', HEADER)
+  for i = 1, #fields, 2 do
+    local key = FOLDED[sub(fields[i], 1, 1)]
+    if key then
+      call('HSET', key, sub(fields[i], 2), fields[i + 1])
       if left > 0 then
         call('PEXPIRE', key, left)
       end
     end
   end
-  call('HDEL', HEADER, 'lists')
+  for i = 1, #fields, 2 do
+    if FOLDED[sub(fields[i], 1, 1)] then
+      call('HDEL', HEADER, fields[i])
+    end
+  end
+  call('HDEL', HEADER, 'folded')
 end
 
 -- The job runs, perhaps again: its keys do not expire.
@@ -207,7 +216,7 @@ end
 -- Returns how many of its entries are counted, and 1 if the total grew by the slice; or nil and the
 -- job's shape, if the slice was cut in another one.
 local function locate(slice)
-  local row = call('HMGET', HEADER, 'buckets', 'held', 'completed_at_ms', 'lists')
+  local row = call('HMGET', HEADER, 'buckets', 'held', 'completed_at_ms', 'folded')
   local buckets, runs = row[1], not row[3]
   unfold(row[4])
   if not buckets then
