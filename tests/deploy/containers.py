@@ -11,9 +11,12 @@ instead of their images; all services share one network of their own, so only th
 need different addresses.
 """
 
+import glob
 import json
 import re
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -193,6 +196,8 @@ class Project:
             self.up(other)
             if condition["condition"] == "service_healthy":
                 self.healthy(other)
+        if name == "rabbitmq":
+            port_mapper()
         if name == "secrets":
             code, self.printed[name] = box.run(box.command)
             check(code == 0, f"{name} ended with {code}: {self.printed[name]}")
@@ -210,6 +215,21 @@ class Project:
             check(self.running[name].poll() is None, f"{name} has ended: {log}")
             check(time.monotonic() < end, f"{name} is not healthy: {said}\n{log}")
             time.sleep(0.1)
+
+
+def port_mapper():
+    """The port mapper of Erlang. In a container, the server or its health check starts one, and it
+    stays. Here one that a health check started would end with the sandbox of the check, while the
+    server registers with it."""
+    program = shutil.which("epmd") or max(glob.glob("/usr/lib/erlang/erts-*/bin/epmd"))
+    log = subprocess.DEVNULL
+    subprocess.Popen([program, "-address", "127.0.0.1"], stdout=log, stderr=log)
+
+    def listens():
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", 4369)) == 0
+
+    eventually("port mapper", listens)
 
 
 def eventually(what, condition):
