@@ -97,7 +97,7 @@ struct Known {
 impl Known {
     /// What the latest jobs tell before there is a stream. Whatever ends from now on ends no earlier
     /// than anything that happened to them.
-    fn of(latest: &[JobRecord]) -> Self {
+    fn of(latest: Vec<JobRecord>) -> Self {
         let times = latest
             .iter()
             .map(|job| job.completed_at_ms.unwrap_or(job.accepted_at_ms));
@@ -107,9 +107,9 @@ impl Known {
         };
         for record in latest {
             match record.completed_at_ms {
-                Some(at_ms) => known.remember(record.job, Stood::of(record), at_ms),
+                Some(at_ms) => known.remember(record.job, Stood::of(&record), at_ms),
                 None => {
-                    known.live.insert(record.job, Arc::new(record.clone()));
+                    known.live.insert(record.job, Arc::new(record));
                 }
             }
         }
@@ -123,12 +123,12 @@ impl Known {
         let now = Stood::of(&record);
         let record = Arc::new(record);
         let kind = if let Some(at_ms) = record.completed_at_ms {
-            let is_news = match self.ended.get(&id) {
-                _ if self.live.remove(&id).is_some() => true,
+            let was_live = self.live.remove(&id).is_some();
+            let is_new = match self.ended.get(&id) {
                 Some(end) => *end != now,
                 None => at_ms >= self.since_ms,
             };
-            if !is_news {
+            if !was_live && !is_new {
                 return None;
             }
             self.remember(id, now, at_ms);
@@ -207,13 +207,13 @@ impl Feed {
         if let Some(following) = &*reading {
             return Ok(following.join());
         }
+        let reader = Reader::after(&latest);
         let following = Arc::new(Following {
             news: broadcast::Sender::new(BEHIND_MAX),
-            known: Mutex::new(Known::of(&latest.jobs)),
+            known: Mutex::new(Known::of(latest.jobs)),
         });
         let joined = following.join();
         *reading = Some(Arc::clone(&following));
-        let reader = Reader::after(&latest);
         #[expect(
             clippy::disallowed_methods,
             reason = "it ends with the last stream, or with the process"

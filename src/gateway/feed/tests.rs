@@ -78,8 +78,8 @@ fn each_step_of_a_job_is_told_once_and_its_end_too() {
 /// Wherever the reader finds a job first: among the new ones, or on its way through the list.
 #[test]
 fn the_end_of_a_job_that_was_never_seen_running_is_told_if_it_is_new() {
-    let latest = [record("a", 10, Some(6000)), record("b", 3, None)];
-    let mut known = Known::of(&latest);
+    let latest = vec![record("a", 10, Some(6000)), record("b", 3, None)];
+    let mut known = Known::of(latest);
     assert!(known.take(record("a", 10, Some(6000))).is_none());
     // A job of earlier days.
     assert!(known.take(record("c", 10, Some(5999))).is_none());

@@ -97,12 +97,12 @@ end
 -- other field of a header begins like that.
 local FOLDED = { ['/'] = SLICES, ['='] = SUBMISSIONS }
 
--- Makes them keys again. The mark goes last: a repetition then restores the same.
+-- Makes them keys again. The fields and the mark go last: a repetition then restores the same.
 local function unfold(folded)
   if not folded then
     return
   end
-  local fields, left = call('HGETALL', HEADER), call('PTTL', HEADER)
+  local fields, left, gone = call('HGETALL', HEADER), call('PTTL', HEADER), { 'folded' }
   for i = 1, #fields, 2 do
     local key = FOLDED[sub(fields[i], 1, 1)]
     if key then
@@ -110,14 +110,10 @@ local function unfold(folded)
       if left > 0 then
         call('PEXPIRE', key, left)
       end
+      gone[#gone + 1] = fields[i]
     end
   end
-  for i = 1, #fields, 2 do
-    if FOLDED[sub(fields[i], 1, 1)] then
-      call('HDEL', HEADER, fields[i])
-    end
-  end
-  call('HDEL', HEADER, 'folded')
+  call('HDEL', HEADER, unpack(gone))
 end
 
 -- The job runs, perhaps again: its keys do not expire.
