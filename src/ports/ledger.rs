@@ -381,7 +381,9 @@ impl<'a> Settle<'a> {
 /// The result of a settle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recorded {
-    pub progress: JobProgress,
+    /// `None` only if the same step granted a claim: the job is not finished then, and a later step
+    /// of the slice tells.
+    pub progress: Option<JobProgress>,
     /// How many of the given outcomes were for recipients that already had one.
     pub stood: u32,
     /// After the last step of a slice: the number of its entries that have no outcome and were not

@@ -247,7 +247,10 @@ impl ScriptReply {
         Ok(Recorded {
             stood: self.number(0)? as u32,
             missing: self.number(1)? as u32,
-            progress: self.progress(2)?,
+            progress: match self.len() {
+                ..=2 => None,
+                _ => Some(self.progress(2)?),
+            },
         })
     }
 }

@@ -45,7 +45,8 @@ impl Commands {
         for (name, calls) in stats.lines().filter_map(calls) {
             match name.as_str() {
                 "evalsha" | "eval" => commands.scripts += calls,
-                "get" | "set" | "append" | "setrange" | "hget" | "hset" | "hmget" | "hincrby" => {
+                "get" | "set" | "append" | "setrange" | "hget" | "hset" | "hmget" | "hincrby"
+                | "hexists" | "time" => {
                     commands.inside += calls;
                 }
                 _ => {}
@@ -109,6 +110,9 @@ async fn a_recipient_of_a_single_call_costs_few_steps() {
     world.completed(&job).await;
     let commands = Commands::of(&world).await;
     check("single", 5000, &commands, 0.35, 3.0);
+    let each = commands.inside as f64 / commands.scripts as f64;
+    println!("single: {each:.2} commands a script");
+    assert!(each <= 10.5, "{each} commands a script");
     few_leases(&worker, since).await;
     worker.drain().await;
     world.end().await;

@@ -406,7 +406,7 @@ mod cluster {
         }
         victim.kill().await;
         let recorded = try_settle(&store, elsewhere.slice(&id, 30), &people[..10]).await;
-        assert_eq!(recorded.unwrap().progress.accounts.sent, 10);
+        assert_eq!(recorded.unwrap().progress.unwrap().accounts.sent, 10);
         until_ok("outcomes at the replica", BOUND, async || {
             let settled = try_settle(&store, job.slice(&id, 30), &people[..10]).await;
             settled.map_err(|error| chain(&error))

@@ -320,7 +320,7 @@ impl SettleStep {
             keep_row(work, &self.slice.job, &row)?;
         }
         Ok(Recorded {
-            progress: progress(&row)?,
+            progress: Some(progress(&row)?),
             stood,
             missing: remaining.missing,
         })

@@ -15,6 +15,10 @@ impl ScriptReply {
         self.0.is_empty()
     }
 
+    pub(in crate::store) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(in crate::store) fn new(value: Value) -> Result<Self, LedgerError> {
         match value {
             Value::Array(items) => Ok(Self(items)),

@@ -6,20 +6,21 @@
 -- Returns  {1} if the slice is done; {3, now in ms} if it comes late, and nothing was claimed;
 --          {2, states, lefts, now in ms}: one byte per recipient (g granted, d granted in doubt,
 --          t taken over, h held, or its outcome; an owner that asks again gets d for the recipients
---          that it got in doubt), and 4 bytes of milliseconds per held one
+--          that it got in doubt), and 4 bytes of milliseconds per held one. Then whether a call may
+--          follow
 -- Atomic   because between reading that a recipient is free and claiming it no other owner may do
 --          the same.
 local function claim(turn, counted, first, from, lease, until_ms)
   -- If the server was frozen, the caller is gone: its claims would have an owner that sends nothing.
   local now = now_ms()
   if now > until_ms then
-    return { 3, digits(now) }
+    return { 3, digits(now) }, false
   end
   if counted >= turn.entries then
-    return { 1 }
+    return { 1 }, false
   end
   local owner, window = turn.owner, turn.window
-  local mine = call('HGET', OWNERS, owner)
+  local mine = turn.mine
   if not mine then
     -- Takes two numbers; an earlier version takes one. The largest number of all is DOUBTED.
     mine = struct.pack('>I3', 8388608 + (call('HINCRBY', HEADER, 'owners', 2) - 1) % 8388606)
@@ -55,7 +56,9 @@ local function claim(turn, counted, first, from, lease, until_ms)
   for k = first, #KEYS do
     local key, packed = KEYS[k], ARGV[from + k - first]
     local count = #packed / 8
-    local bucket = call('GET', key)
+    -- Settle changed states in what it read, and no places.
+    local read = turn.read[key]
+    local bucket = read or call('GET', key)
     if not bucket then
       call('SET', key, records(packed, mine))
       end_with_job(key, window)
@@ -66,6 +69,7 @@ local function claim(turn, counted, first, from, lease, until_ms)
       states[#states + 1] = string.rep('g', count)
       granted = true
     else
+      bucket = read and call('GET', key) or bucket
       local fresh = {}
       local write, flush = writer(key)
       for i = 1, count do
@@ -106,6 +110,6 @@ local function claim(turn, counted, first, from, lease, until_ms)
   if granted then
     call('HSET', OWNERS, mine, owner .. struct.pack('>I6', now + lease))
   end
-  return { 2, table.concat(states), table.concat(lefts), digits(now) }
+  return { 2, table.concat(states), table.concat(lefts), digits(now) }, granted
 end
 

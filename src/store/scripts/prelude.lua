@@ -44,10 +44,14 @@ local function holder_of(number)
     or call('HGET', OWNERS, struct.pack('>I3', struct.unpack('>I3', number) - 1))
 end
 
--- Milliseconds of the server's clock, the only clock that leases use.
+-- Milliseconds of the server's clock, the only clock that leases use. A script runs at one moment.
+local moment = nil
 local function now_ms()
-  local time = call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
+  if not moment then
+    local time = call('TIME')
+    moment = time[1] * 1000 + math.floor(time[2] / 1000)
+  end
+  return moment
 end
 
 -- Lua writes large numbers with only 14 digits.
@@ -203,43 +207,3 @@ end
 local function settled_of(stands)
   return stands[2] + stands[3] + stands[4] + stands[5] + stands[6] + stands[7] + stands[10]
 end
-
--- Finds the record of a slice. Creates it if the ledger has lost the job or does not know the
--- submission: the slice itself then says what it belongs to, and the total grows by its entries.
---
--- slice: id, entries, submission, buckets, app, client_msg_no, target, accepted_at_ms
---
--- Returns how many of its entries are counted, and 1 if the total grew by the slice; or nil and the
--- job's shape, if the slice was cut in another one.
-local function locate(slice)
-  local row = call('HMGET', HEADER, 'buckets', 'held', 'completed_at_ms', 'folded')
-  local buckets, runs = row[1], not row[3]
-  unfold(row[4])
-  if not buckets then
-    begin('app', slice.app, 'client_msg_no', slice.client_msg_no, 'target', slice.target,
-      'digest', '', 'buckets', slice.buckets, 'accepted_at_ms', slice.accepted_at_ms)
-  elseif buckets ~= slice.buckets then
-    return nil, buckets
-  elseif runs and not row[2] then
-    -- The job is from a version without this mark.
-    hold()
-  end
-  local rebuilt = 0
-  local counted = call('HGET', SLICES, slice.id)
-  if not counted then
-    counted = 0
-    call('HSET', SLICES, slice.id, 0)
-    local submission = call('HGET', SUBMISSIONS, slice.submission)
-    if not submission or sub(submission, 1, 1) == '?' then
-      local seen = submission and tonumber(sub(submission, 2)) or 0
-      call('HSET', SUBMISSIONS, slice.submission, '?' .. digits(seen + slice.entries))
-      call('HINCRBY', HEADER, 'total', slice.entries)
-      call('HSET', HEADER, 'rebuilt', 1)
-      call('HDEL', HEADER, 'completed_at_ms')
-      hold()
-      rebuilt = 1
-    end
-  end
-  return tonumber(counted), rebuilt
-end
-

@@ -6,10 +6,9 @@
 --          target of the job
 -- ids      where in ARGV the ids of messages begin, a string of records per bucket; nil if there are none
 -- last     if the slice ends here, how many repeats its deliveries saw; else ''
--- Returns  how many entries of the slice are counted, and {stood, missing, total, sent, duplicate,
---          failed, uncertain, expired, cancelled, finished, completed, capped}: `stood` counts outcomes of
---          recipients that had one already, `missing` the entries of a slice that ends without an
---          outcome
+-- Returns  how many entries of the slice are counted; how many outcomes were of recipients that had one
+--          already; how many entries of a slice that ends have no outcome; and the progress of the
+--          job, if this step looked at it
 -- Atomic   because a counter rises exactly when a recipient gets its first outcome.
 --
 -- A recorded outcome is never changed. An outcome that comes late replaces a claim, whoever holds
@@ -19,16 +18,17 @@
 -- them: at most one mark every 5 s, and marks from before a pause do not count.
 local MARK_MS, STILL_MS = 5000, 10000
 
-local function note(now, settled)
-  local mark = call('HGET', HEADER, 'mark')
-  local age = mark and now - tonumber(string.match(mark, '^%d+'))
-  if not mark or age >= MARK_MS then
-    call('HSET', HEADER, 'mark', digits(now) .. ' ' .. digits(settled))
-    if mark and age < STILL_MS then
-      call('HSET', HEADER, 'mark_before', mark)
-    elseif mark then
-      call('HDEL', HEADER, 'mark_before')
-    end
+-- How old a mark is, in ms.
+local function age_of(mark)
+  return now_ms() - tonumber(string.match(mark, '^%d+'))
+end
+
+local function note(mark, settled)
+  call('HSET', HEADER, 'mark', digits(now_ms()) .. ' ' .. digits(settled))
+  if mark and age_of(mark) < STILL_MS then
+    call('HSET', HEADER, 'mark_before', mark)
+  elseif mark then
+    call('HDEL', HEADER, 'mark_before')
   end
 end
 
@@ -38,8 +38,7 @@ local NAMES = {
 
 local function settle(turn, counted, buckets, from, last, ids)
   local entries, window = turn.entries, turn.window
-  -- Nil if this owner has claimed nothing.
-  local mine = call('HGET', OWNERS, turn.owner)
+  local mine = turn.mine
   local in_doubt = mine and doubtful(mine)
   local tally, settled, stood = {}, 0, 0
 
@@ -75,6 +74,7 @@ local function settle(turn, counted, buckets, from, last, ids)
     local key, packed, codes = KEYS[4 + k], ARGV[from + 2 * k - 2], ARGV[from + 2 * k - 1]
     local count, first = #codes, sub(codes, 1, 1)
     local bucket = call('GET', key)
+    turn.read[key] = bucket or nil
     -- The window is mostly in one piece, as it was claimed, and all its recipients end in the same
     -- way.
     local at = mine and bucket and find(bucket, records(packed, mine), 1, true)
@@ -114,6 +114,7 @@ local function settle(turn, counted, buckets, from, last, ids)
       flush()
       if #fresh > 0 then
         call('APPEND', key, table.concat(fresh))
+        turn.read[key] = nil
         end_with_job(key, window)
       end
       keep(key, table.concat(kept))
@@ -124,7 +125,7 @@ local function settle(turn, counted, buckets, from, last, ids)
   -- that its deliveries saw. If more are missing, none is counted and all stay pending. A rebuilt job
   -- has lost its earlier counts, so the two cases look the same there, and all count as repeats. The
   -- same rule as domain::accounts::Remaining.
-  local duplicate, after, missing = 0, counted + settled, 0
+  local duplicate, after, missing, stands = 0, counted + settled, 0, nil
   local repeats = tonumber(last)
   if repeats and after < entries then
     if entries - after <= repeats or call('HEXISTS', HEADER, 'rebuilt') == 1 then
@@ -146,23 +147,23 @@ local function settle(turn, counted, buckets, from, last, ids)
     if duplicate ~= 0 then
       call('HINCRBY', HEADER, 'duplicate', duplicate)
     end
-    local now = now_ms()
-    call('HSET', HEADER, 'progress_at_ms', digits(now))
+    call('HSET', HEADER, 'progress_at_ms', digits(now_ms()))
     call('HSET', SLICES, turn.id, after)
-    local stands = standing()
-    local over = settled_of(stands) - stands[1]
-    local lost = over > 0 and tonumber(call('HGET', HEADER, 'lost') or 0) or 0
-    if lost > 0 then
-      -- The job was taken for abandoned too early: these outcomes were not lost.
-      call('HINCRBY', HEADER, 'lost', -math.min(lost, over))
+    local mark, lost = turn.mark, turn.lost
+    if lost > 0 or not mark or age_of(mark) >= MARK_MS then
       stands = standing()
+      local over = settled_of(stands) - stands[1]
+      if lost > 0 and over > 0 then
+        -- The job was taken for abandoned too early: these outcomes were not lost.
+        call('HINCRBY', HEADER, 'lost', -math.min(lost, over))
+        stands = standing()
+      end
+      -- A job with nothing left has no pace.
+      if stands[8] == 0 and (not mark or age_of(mark) >= MARK_MS) then
+        note(mark, settled_of(stands))
+      end
     end
-    -- A job with nothing left has no pace.
-    if stands[8] == 0 then
-      note(now, settled_of(stands))
-    end
-    return after, { stood, missing, unpack(stands) }
   end
-  return after, { stood, missing, unpack(standing()) }
+  return after, stood, missing, stands
 end
 

@@ -228,7 +228,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         let of = |(outcome, names): &(Outcome, Vec<String>)| vec![*outcome; names.len()];
         let outcomes = unrecorded.outcomes.iter().flat_map(of);
         self.scope.count_outcomes(outcomes);
-        self.progress = Some(recorded.progress);
+        self.progress = recorded.progress.or(self.progress);
         self.delivery.caught_up(recorded.stood);
         Ok(())
     }
@@ -263,7 +263,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
             self.reached.extend(sent.map(|it| it.0));
         }
         self.delivery.recorded(recorded.stood);
-        self.progress = Some(recorded.progress);
+        self.progress = recorded.progress.or(self.progress);
         self.closed = batch.last.is_some() && recorded.missing == 0;
         self.missing = recorded.missing;
     }

@@ -576,7 +576,7 @@ impl State {
             record.pace.note(Mark { at_ms, settled });
         }
         Recorded {
-            progress: job.progress(),
+            progress: Some(job.progress()),
             stood,
             missing: remaining.missing,
         }
