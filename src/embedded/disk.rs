@@ -337,6 +337,10 @@ impl Disk {
         error.clone()
     }
 
+    pub(super) fn is_blocked(&self) -> bool {
+        *self.blocked.borrow()
+    }
+
     pub(super) fn blocked(&self) -> watch::Receiver<bool> {
         self.blocked.subscribe()
     }

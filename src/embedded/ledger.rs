@@ -41,7 +41,9 @@ const CUT: u8 = 5;
 impl Ledger for EmbeddedStore {
     async fn accept(&self, submission: &Submission) -> Result<Accepted, LedgerError> {
         let submission = submission.clone();
-        let step = self.0.0.write(0, move |work| accept(work, &submission));
+        // The message of the job stays in its queue until more is written of the job.
+        let writer = &self.0.0.writer;
+        let step = writer.write_ahead(move |work| accept(work, &submission));
         step.await.map_err(ledger_error)
     }
 

@@ -273,11 +273,13 @@ impl Inner {
         self.writer.write(bytes, act).await
     }
 
-    /// Reads a consistent view of the committed data, on a thread that may block.
+    /// Reads a consistent view of the committed data, on a thread that may block. It shows every
+    /// step that was answered.
     async fn read<T: Send + 'static>(
         &self,
         look: impl FnOnce(&ReadTransaction) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, StorageError> {
+        self.writer.catch_up().await;
         let disk = Arc::clone(&self.disk);
         tokio::task::spawn_blocking(move || disk.guarded(|| look(&disk.begin_read()?)))
             .await

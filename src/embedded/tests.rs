@@ -260,7 +260,12 @@ impl StorageBackend for FailingDisk {
     }
 }
 
+/// Every page is read from the disk.
 fn open_in(folder: &Folder, weather: &Arc<Conditions>) -> Engine {
+    open_cached(folder, weather, 0)
+}
+
+fn open_cached(folder: &Folder, weather: &Arc<Conditions>, cache: usize) -> Engine {
     let weather = Arc::clone(weather);
     let opener = move |file: &Path| {
         let file = File::options()
@@ -271,8 +276,7 @@ fn open_in(folder: &Folder, weather: &Arc<Conditions>) -> Engine {
             .open(file)
             .map_err(redb::StorageError::from)?;
         let disk = FailingDisk(FileBackend::new(file)?, Arc::clone(&weather));
-        // Every page is read from the disk.
-        builder().set_cache_size(0).create_with_backend(disk)
+        builder().set_cache_size(cache).create_with_backend(disk)
     };
     Engine::open_on(&folder.settings(), Box::new(opener)).unwrap()
 }
@@ -402,6 +406,76 @@ async fn a_disk_that_comes_back_is_used_again() {
         let delivery = next(&mut consumer).await;
         assert_eq!(delivery.body, body);
         delivery.ack().await.unwrap();
+    }
+    engine.close().await;
+}
+
+/// A job is accepted without a commit of its own, since its message stays in its queue. What is
+/// written next brings the acceptance along, also after the disk has failed; a crash takes both away,
+/// and the message is delivered again.
+#[tokio::test]
+async fn an_acceptance_is_written_with_what_follows_it() {
+    for crashes in [false, true] {
+        let folder = Folder::new();
+        let weather = Arc::new(Conditions::default());
+        let engine = open_cached(&folder, &weather, 1 << 20);
+        let store = engine.store();
+        let session = engine.broker().connect().await.unwrap();
+        publish(&session, "the job").await.unwrap();
+        let mut consumer = session.consume(Source::Lane(lane()), 1).await.unwrap();
+        let delivery = next(&mut consumer).await;
+        let (head, id, people) = (head("ahead"), SliceId::new("s", 0), people(4));
+        let slice = slice_ref(&head, &id, 4);
+
+        weather.broken.store(true, Ordering::SeqCst);
+        let accepted = store.accept(&submission(&head, 4)).await.unwrap();
+        assert!(matches!(accepted, Accepted::Expand { first: true, .. }));
+        let error = claim(&store, slice, 1, &people).await.unwrap_err();
+        assert!(matches!(error, LedgerError::Unreachable(_)), "{error:?}");
+        if crashes {
+            drop((delivery, consumer, session, store, engine));
+            let engine = until_ok(async || Engine::open(&folder.settings())).await;
+            assert!(engine.store().job(head.id).await.unwrap().is_none());
+            let session = engine.broker().connect().await.unwrap();
+            let mut consumer = session.consume(Source::Lane(lane()), 1).await.unwrap();
+            assert_eq!(next(&mut consumer).await.body, "the job");
+            engine.close().await;
+            continue;
+        }
+        weather.broken.store(false, Ordering::SeqCst);
+        let states = until_ok(async || claim(&store, slice, 1, &people).await).await;
+        assert!(states.iter().all(|state| *state == ClaimState::Granted));
+        let record = store.job(head.id).await.unwrap().unwrap();
+        assert!(!record.rebuilt);
+        assert_eq!((record.submissions, record.accounts.total), (1, 4));
+        engine.close().await;
+    }
+}
+
+/// What was answered is seen by every read, whether it is on disk or not.
+#[tokio::test]
+async fn an_acceptance_is_seen_at_once() {
+    let folder = Folder::new();
+    let engine = folder.open();
+    let store = engine.store();
+    for number in 0..20 {
+        let head = head(&number.to_string());
+        for first in [true, false] {
+            match store.accept(&submission(&head, 4)).await.unwrap() {
+                Accepted::Expand { first: it, .. } => assert!(first && it),
+                Accepted::Again { .. } => assert!(!first),
+                other => panic!("{other:?}"),
+            }
+        }
+        let record = store.job(head.id).await.unwrap().unwrap();
+        assert_eq!((record.submissions, record.accounts.total), (1, 4));
+    }
+    engine.close().await;
+    // A stop writes what is owed.
+    let engine = folder.open();
+    for number in 0..20 {
+        let id = head(&number.to_string()).id;
+        assert!(engine.store().job(id).await.unwrap().is_some());
     }
     engine.close().await;
 }

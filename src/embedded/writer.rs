@@ -6,13 +6,16 @@
 //! to come back together. A caller that is alone once more does not wait.
 //!
 //! Nobody waits for an ack: it goes into the next commit, or into one of its own when none comes
-//! within [`ACK_WAIT`]. A message whose ack a crash takes away is delivered again.
+//! within [`OWED_WAIT`]. A message whose ack a crash takes away is delivered again. Nor does a step
+//! need a commit of its own if a crash that takes it away makes its caller take it again
+//! ([`Handle::write_ahead`]).
 //!
 //! After an error of the disk all steps of the commit are refused and the store is opened again.
-//! Acks, whose callers already got `Ok`, are kept and written as soon as the disk works.
+//! What is owed to callers that already got `Ok` is kept and written as soon as the disk works.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -38,8 +41,8 @@ const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// The pause between attempts to open a failed store again.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Longest time that an ack waits for a commit of other steps.
-const ACK_WAIT: Duration = Duration::from_millis(100);
+/// Longest time that an ack, or another step that is owed, waits for a commit of other steps.
+const OWED_WAIT: Duration = Duration::from_millis(100);
 
 /// The state that the steps of one transaction work with.
 pub(super) struct WriteContext<'t> {
@@ -116,22 +119,37 @@ impl WriteContext<'_> {
     }
 }
 
+/// When a step has to be on disk.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    /// It changes nothing there.
+    Never,
+    /// Within [`OWED_WAIT`].
+    Soon,
+    /// With the next commit, ahead of the steps that come later.
+    Next,
+    /// Before its caller has its answer.
+    Now,
+}
+
 /// A step to write, with the channel to the caller that waits for it.
 trait Step: Send {
     /// May be called again, in another transaction, if the first one failed.
     fn apply(&mut self, work: &mut WriteContext<'_>) -> Result<(), StorageError>;
-    fn answer(self: Box<Self>, result: Result<(), StorageError>) -> Option<Ack>;
+    /// Answers the caller, unless it has its answer.
+    fn answer(&mut self, result: Result<(), StorageError>);
+    /// Whether the caller has its answer.
+    fn is_answered(&self) -> bool;
     fn bytes(&self) -> usize;
-    /// Whether there is anything to commit.
-    fn writes(&self) -> bool;
+    fn due(&self) -> Due;
 }
 
 struct Asked<T, F> {
     act: F,
     value: Option<T>,
     bytes: usize,
-    writes: bool,
-    done: oneshot::Sender<Result<T, StorageError>>,
+    due: Due,
+    done: Option<oneshot::Sender<Result<T, StorageError>>>,
 }
 
 impl<T: Send, F> Step for Asked<T, F>
@@ -143,20 +161,23 @@ where
         Ok(())
     }
 
-    fn answer(self: Box<Self>, result: Result<(), StorageError>) -> Option<Ack> {
-        let Self { value, done, .. } = *self;
-        let result = result.and_then(|()| value.ok_or(StorageError::Stopped));
+    fn answer(&mut self, result: Result<(), StorageError>) {
+        let Some(done) = self.done.take() else { return };
+        let result = result.and_then(|()| self.value.take().ok_or(StorageError::Stopped));
         // A caller that does not wait any more needs no answer.
         let _ = done.send(result);
-        None
+    }
+
+    fn is_answered(&self) -> bool {
+        self.done.is_none()
     }
 
     fn bytes(&self) -> usize {
         self.bytes
     }
 
-    fn writes(&self) -> bool {
-        self.writes
+    fn due(&self) -> Due {
+        self.due
     }
 }
 
@@ -172,16 +193,18 @@ impl Step for Ack {
         work.delete(self.queue, self.place)
     }
 
-    fn answer(self: Box<Self>, result: Result<(), StorageError>) -> Option<Ack> {
-        result.is_err().then_some(*self)
+    fn answer(&mut self, _: Result<(), StorageError>) {}
+
+    fn is_answered(&self) -> bool {
+        true
     }
 
     fn bytes(&self) -> usize {
         0
     }
 
-    fn writes(&self) -> bool {
-        true
+    fn due(&self) -> Due {
+        Due::Soon
     }
 }
 
@@ -195,6 +218,7 @@ enum WriterCommand {
 pub(super) struct Handle {
     commands: mpsc::Sender<WriterCommand>,
     waiting: Arc<Semaphore>,
+    is_behind: Arc<AtomicBool>,
 }
 
 impl Handle {
@@ -204,7 +228,26 @@ impl Handle {
         bytes: usize,
         act: impl FnMut(&mut WriteContext<'_>) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, StorageError> {
-        self.ask(bytes, true, act).await
+        self.ask(bytes, Due::Now, act).await
+    }
+
+    /// Runs a step; `Ok` before it is on disk. It goes into the next commit, ahead of the steps that
+    /// come later, so it is there as soon as anything is that the caller does next. If a crash takes
+    /// it away, the caller must take it again: for instance since the message that it works on is
+    /// delivered again. It must change neither queues nor claims.
+    pub(super) async fn write_ahead<T: Send + 'static>(
+        &self,
+        act: impl FnMut(&mut WriteContext<'_>) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, StorageError> {
+        self.ask(0, Due::Next, act).await
+    }
+
+    /// Waits until what is committed has every step that was answered. If the disk fails, it goes on
+    /// without those.
+    pub(super) async fn catch_up(&self) {
+        if self.is_behind.load(Ordering::Acquire) {
+            let _ = self.write(0, |_| Ok(())).await;
+        }
     }
 
     /// Runs a step that changes nothing on disk.
@@ -212,13 +255,13 @@ impl Handle {
         &self,
         act: impl FnMut(&mut WriteContext<'_>) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, StorageError> {
-        self.ask(0, false, act).await
+        self.ask(0, Due::Never, act).await
     }
 
     async fn ask<T: Send + 'static>(
         &self,
         bytes: usize,
-        writes: bool,
+        due: Due,
         act: impl FnMut(&mut WriteContext<'_>) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, StorageError> {
         // Held until the answer arrives, which bounds the channel.
@@ -232,8 +275,8 @@ impl Handle {
             act,
             value: None,
             bytes,
-            writes,
-            done,
+            due,
+            done: Some(done),
         };
         self.commands
             .send(WriterCommand::Step(Box::new(step)))
@@ -295,8 +338,10 @@ pub(super) struct Writer {
     parts: Parts,
     commands: mpsc::Receiver<WriterCommand>,
     joined: Joined,
-    /// Acks that are not written yet.
-    owed: Vec<Ack>,
+    /// Steps that are not written yet, and whose callers have their answers.
+    owed: Vec<Box<dyn Step>>,
+    /// What is committed lacks steps that were answered.
+    is_behind: Arc<AtomicBool>,
     /// When they are written at the latest.
     owed_until: Instant,
     /// When the last attempt to open the store failed, and why.
@@ -309,11 +354,13 @@ impl Writer {
     pub(super) fn start(parts: Parts) -> io::Result<Handle> {
         let (sender, commands) = mpsc::channel();
         let sweep_at = Instant::now() + sweep::pause(parts.dedup_window);
+        let is_behind = Arc::<AtomicBool>::default();
         let writer = Self {
             parts,
             commands,
             joined: Joined::default(),
             owed: Vec::new(),
+            is_behind: Arc::clone(&is_behind),
             owed_until: sweep_at,
             failed: None,
             sweep: sweep::Round::default(),
@@ -325,6 +372,7 @@ impl Writer {
         Ok(Handle {
             commands: sender,
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+            is_behind,
         })
     }
 
@@ -347,11 +395,13 @@ impl Writer {
             match self.commands.recv_timeout(wait) {
                 Ok(WriterCommand::Step(first)) => {
                     let (group, stopping) = self.collect(first);
-                    self.joined.note(group.len());
+                    if self.must_commit(&group) {
+                        self.joined.note(group.len());
+                    }
                     asked_to_stop = stopping;
                     self.commit(group);
                 }
-                Ok(WriterCommand::Ack(ack)) => self.owe(ack),
+                Ok(WriterCommand::Ack(ack)) => self.owe(Box::new(ack)),
                 Ok(WriterCommand::Stop(done)) => asked_to_stop = Some(done),
                 Err(mpsc::RecvTimeoutError::Timeout) => self.idle(),
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
@@ -386,7 +436,9 @@ impl Writer {
         let mut group = vec![first];
         while group.len() < self.parts.steps_max && bytes < COMMIT_BYTES_MAX {
             let command = match self.commands.try_recv() {
-                Err(mpsc::TryRecvError::Empty) if group.len() < expected => {
+                Err(mpsc::TryRecvError::Empty)
+                    if group.len() < expected && self.must_commit(&group) =>
+                {
                     let left = deadline.saturating_duration_since(Instant::now());
                     self.commands.recv_timeout(left).ok()
                 }
@@ -397,7 +449,7 @@ impl Writer {
                     bytes += step.bytes();
                     group.push(step);
                 }
-                Some(WriterCommand::Ack(ack)) => self.owe(ack),
+                Some(WriterCommand::Ack(ack)) => self.owe(Box::new(ack)),
                 Some(WriterCommand::Stop(done)) => return (group, Some(done)),
                 None => break,
             }
@@ -405,39 +457,58 @@ impl Writer {
         (group, None)
     }
 
-    fn owe(&mut self, ack: Ack) {
+    fn owe(&mut self, step: Box<dyn Step>) {
         if self.owed.is_empty() {
-            self.owed_until = Instant::now() + ACK_WAIT;
+            self.owed_until = Instant::now() + OWED_WAIT;
         }
-        self.owed.push(ack);
+        self.owed.push(step);
     }
 
-    /// Makes one commit of these steps and of the acks, and answers the steps.
+    /// Whether these steps have to be on disk before they are answered, or what is owed before they
+    /// are applied. While the disk fails nothing is owed further.
+    fn must_commit(&self, group: &[Box<dyn Step>]) -> bool {
+        let is_behind = self.is_behind.load(Ordering::Relaxed);
+        is_behind || self.parts.disk.is_blocked() || group.iter().any(|step| step.due() == Due::Now)
+    }
+
+    /// Makes one commit of these steps and of what is owed, and answers the steps. If no step needs
+    /// a commit, they are only applied, and answered: what they write is owed.
     fn commit(&mut self, mut group: Vec<Box<dyn Step>>) {
-        if group.is_empty() || group.iter().any(|step| step.writes()) {
-            let owed = std::mem::take(&mut self.owed);
-            group.extend(owed.into_iter().map(|ack| Box::new(ack) as Box<dyn Step>));
+        let commits = group.is_empty() || self.must_commit(&group);
+        if commits {
+            group.splice(..0, std::mem::take(&mut self.owed));
         }
         while !group.is_empty() {
-            match self.try_commit(&mut group) {
-                Ok(written) => {
-                    // A step that only reads does not show whether the disk is full.
-                    if written {
+            match self.try_commit(&mut group, commits) {
+                Ok(()) => {
+                    // Steps that write nothing do not show whether the disk is full.
+                    if commits {
                         self.parts.disk.note(None);
                     }
-                    self.answer(group, &Ok(()));
+                    let ahead = !commits && group.iter().any(|step| step.due() == Due::Next);
+                    self.is_behind.store(ahead, Ordering::Release);
+                    for mut step in group {
+                        step.answer(Ok(()));
+                        if !commits && step.due() == Due::Next {
+                            self.owe(step);
+                        }
+                    }
                     return;
                 }
                 // Only this step is at fault: the others are committed without it.
                 Err((Some(at), error @ StorageError::Broken(_))) => {
                     tracing::error!(%error, "a step is refused");
-                    let broken = group.swap_remove(at);
-                    self.answer(vec![broken], &Err(error));
+                    group.remove(at).answer(Err(error));
                     self.reload();
                 }
                 Err((_, error)) => {
                     self.parts.disk.note(Some(&error));
-                    self.answer(group, &Err(error));
+                    for mut step in group {
+                        match step.is_answered() {
+                            true => self.owe(step),
+                            false => step.answer(Err(error.clone())),
+                        }
+                    }
                     self.owed_until = Instant::now() + RETRY;
                     self.recover();
                     return;
@@ -446,20 +517,12 @@ impl Writer {
         }
     }
 
-    fn answer(&mut self, group: Vec<Box<dyn Step>>, result: &Result<(), StorageError>) {
-        for step in group {
-            if let Some(ack) = step.answer(result.clone()) {
-                self.owe(ack);
-            }
-        }
-    }
-
-    /// Applies and commits; an error names the step at fault, if it is one of them. Returns whether
-    /// anything was written.
+    /// Applies and, if asked to, commits; an error names the step at fault, if it is one of them.
     fn try_commit(
         &mut self,
         group: &mut [Box<dyn Step>],
-    ) -> Result<bool, (Option<usize>, StorageError)> {
+        commits: bool,
+    ) -> Result<(), (Option<usize>, StorageError)> {
         if let Some((at, error)) = &self.failed {
             if at.elapsed() < RETRY {
                 return Err((None, error.clone()));
@@ -474,16 +537,15 @@ impl Writer {
         let committed = disk.guarded(|| {
             let transaction = disk.begin_write()?;
             let changes = self.apply(&transaction, group, &mut at)?;
-            if !group.iter().any(|step| step.writes()) {
-                return Ok(None);
+            if !commits {
+                return Ok(BTreeMap::new());
             }
             disk.commit(transaction)?;
-            Ok(Some(changes))
+            Ok(changes)
         });
         let changes = committed.map_err(|error| (at, error))?;
-        let written = changes.is_some();
-        self.parts.deliveries.committed(changes.unwrap_or_default());
-        Ok(written)
+        self.parts.deliveries.committed(changes);
+        Ok(())
     }
 
     /// `step`: the step that is being applied.
@@ -557,8 +619,8 @@ impl Writer {
             act: move |work: &mut WriteContext<'_>| sweep::sweep(work, &task),
             value: None,
             bytes: 0,
-            writes: true,
-            done,
+            due: Due::Now,
+            done: Some(done),
         })]);
     }
 }
