@@ -91,6 +91,14 @@ impl Access {
         }
     }
 
+    /// The key for the fingerprints of recipients, if this command cuts lists itself.
+    pub(super) fn fingerprint_secret(&self) -> Option<&str> {
+        match self {
+            Self::Direct(direct) => Some(direct.config.ledger.fingerprint_secret.expose()),
+            Self::Server(_) => None,
+        }
+    }
+
     /// A job; also `None` if there is no ledger to ask.
     pub(super) async fn job_if_known(&self, job: JobId) -> Result<Option<JobRecord>, Failure> {
         match self {

@@ -215,7 +215,7 @@ pub(super) async fn run(args: SendArgs, at: At) -> Result<Exit, Failure> {
         None => access.own_app().await,
         Some(_) => None,
     };
-    let job = args.messages(own.as_deref())?;
+    let job = args.messages(own.as_deref(), access.fingerprint_secret())?;
     if args.dry_run {
         let tried = dry_run(&args, &access, &job).await;
         return of_known_names(&access, &job, tried).await;

@@ -170,18 +170,24 @@ async fn few_bytes(world: &World) {
     assert!(bytes <= 281, "{bytes} bytes");
 }
 
+/// Packed calls, and limits that never bind.
+fn packed(redis: &PrivateRedis) -> Option<Plan> {
+    let mut plan = plan(redis)?;
+    plan.own_url = true;
+    plan.target = format!(
+        "url = \"http://{{address}}/nimserver\"\ntype = \"netease\"\nsender = \"news\"\n\
+         app_key = \"mock-key\"\napp_secret = \"mock-secret\"\n{LIMIT}"
+    );
+    Some(plan)
+}
+
 /// The slices of a list touch few buckets, however many parts it travels in.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recipient_of_an_uploaded_list_costs_few_steps() {
     let Some(redis) = PrivateRedis::start().await else {
         return;
     };
-    let Some(mut plan) = plan(&redis) else { return };
-    plan.own_url = true;
-    plan.target = format!(
-        "url = \"http://{{address}}/nimserver\"\ntype = \"netease\"\nsender = \"news\"\n\
-         app_key = \"mock-key\"\napp_secret = \"mock-secret\"\n{LIMIT}"
-    );
+    let Some(plan) = packed(&redis) else { return };
     let world = plan.start("cost-upload").await;
     let worker = world.worker().await;
     let gateway = world.gateway(&[]).await;
@@ -198,6 +204,25 @@ async fn a_recipient_of_an_uploaded_list_costs_few_steps() {
     check("upload", 100_001, &commands, 0.05, 0.25);
     few_leases(&worker, since).await;
     gateway.end().await;
+    worker.drain().await;
+    world.end().await;
+}
+
+/// The same for a list that the command line cuts into messages for RabbitMQ.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recipient_of_a_list_in_several_messages_costs_few_steps() {
+    let Some(redis) = PrivateRedis::start().await else {
+        return;
+    };
+    let Some(plan) = packed(&redis) else { return };
+    let world = plan.start("cost-messages").await;
+    let worker = world.worker().await;
+    Commands::reset(&world).await;
+    let job = world.send("list", &users(300_001), &[]).await;
+    let record = world.completed(&job).await;
+    assert_eq!(record["submissions"], 4, "{record}");
+    let commands = Commands::of(&world).await;
+    check("messages", 300_001, &commands, 0.05, 0.08);
     worker.drain().await;
     world.end().await;
 }

@@ -15,7 +15,7 @@ use super::SendArgs;
 use crate::cli::access::{Submission, Upload};
 use crate::cli::recipients::{self, ListFormat};
 use crate::domain::fields::{TWICE, each_field, shorten};
-use crate::domain::ids::JobId;
+use crate::domain::ids::{Fingerprinter, JobId};
 use crate::domain::job::{
     AudienceDocument, JOB_VERSION, ListPart, MemberDocument, MessageDocument,
 };
@@ -35,10 +35,7 @@ pub(super) struct Messages {
 
 impl Messages {
     fn of(fields: &Fields, bodies: Vec<Bytes>, upload: Option<Upload>) -> Result<Self, Failure> {
-        let text =
-            |name: &str| -> Option<String> { serde_json::from_str(fields.get(name)?.get()).ok() };
-        let app = text("app").unwrap_or_else(|| "default".to_owned());
-        let key = text("client_msg_no");
+        let (app, key) = app_and_key(fields);
         let audience = object(fields, "audience")?;
         Ok(Self {
             submission: Submission {
@@ -49,9 +46,28 @@ impl Messages {
             id: key.as_deref().map(|key| JobId::of(&app, key)),
             client_msg_no: key.unwrap_or_default(),
             app,
-            target: text("target"),
+            target: text(fields, "target"),
         })
     }
+}
+
+/// A field of the job that is a text.
+fn text(fields: &Fields, name: &str) -> Option<String> {
+    serde_json::from_str(fields.get(name)?.get()).ok()
+}
+
+fn app_and_key(fields: &Fields) -> (String, Option<String>) {
+    let app = text(fields, "app").unwrap_or_else(|| "default".to_owned());
+    (app, text(fields, "client_msg_no"))
+}
+
+/// Sorts a list as a gateway sorts an upload: by fingerprint, so that each slice touches few buckets
+/// of the ledger, however many messages the list needs. The same list always gives the same messages.
+fn sort(recipients: &mut [MemberDocument], fields: &Fields, secret: &str) {
+    let (app, key) = app_and_key(fields);
+    let Some(key) = key else { return };
+    let fingerprinter = Fingerprinter::new(secret, JobId::of(&app, &key));
+    recipients.sort_by_cached_key(|member| fingerprinter.fingerprint(member.id()));
 }
 
 /// The fields of a job, or of one of its objects, as raw JSON: a file's values pass byte for byte.
@@ -109,8 +125,12 @@ impl SendArgs {
     }
 
     /// The messages of the job: one, or as many parts as its list needs. `own` is its app if it names
-    /// none.
-    pub(super) fn messages(&self, own: Option<&str>) -> Result<Messages, Failure> {
+    /// none. With the secret of the fingerprints, a list of several parts is sorted.
+    pub(super) fn messages(
+        &self,
+        own: Option<&str>,
+        secret: Option<&str>,
+    ) -> Result<Messages, Failure> {
         let mut fields = match &self.job {
             Some(path) => read_job(path)?,
             None => Fields::new(),
@@ -137,7 +157,15 @@ impl SendArgs {
             ..AudienceDocument::default()
         };
         set(&mut fields, "audience", &audience(Vec::new()))?;
-        let parts: Vec<_> = parts::messages(recipients, body(&fields)?.len()).collect();
+        let job_bytes = body(&fields)?.len();
+        let mut parts: Vec<_> = parts::messages(recipients, job_bytes).collect();
+        if parts.len() > 1
+            && let Some(secret) = secret
+        {
+            let mut recipients = parts.into_iter().flatten().collect::<Vec<_>>();
+            sort(&mut recipients, &fields, secret);
+            parts = parts::messages(recipients, job_bytes).collect();
+        }
         let of = parts.len() as u32;
         let body = |(number, users): (u32, Vec<MemberDocument>)| {
             set(&mut fields, "audience", &audience(users))?;
