@@ -49,7 +49,9 @@ impl Ledger for EmbeddedStore {
 
     async fn enter(&self, entry: &Entry) -> Result<(), LedgerError> {
         let entry = entry.clone();
-        let step = self.0.0.write(0, move |work| enter(work, &entry));
+        // The message of the job is in its queue, and its acceptance enters it too.
+        let writer = &self.0.0.writer;
+        let step = writer.write_ahead(move |work| enter(work, &entry));
         step.await.map_err(ledger_error)
     }
 

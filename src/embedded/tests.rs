@@ -452,32 +452,37 @@ async fn an_acceptance_is_written_with_what_follows_it() {
     }
 }
 
-/// What was answered is seen by every read, whether it is on disk or not.
+/// What was answered is seen by every step and every read that follows, whether it is on disk or not,
+/// and however much of it there is. A stop writes it.
 #[tokio::test]
 async fn an_acceptance_is_seen_at_once() {
-    let folder = Folder::new();
-    let engine = folder.open();
-    let store = engine.store();
-    for number in 0..20 {
-        let head = head(&number.to_string());
-        for first in [true, false] {
-            match store.accept(&submission(&head, 4)).await.unwrap() {
-                Accepted::Expand { first: it, .. } => assert!(first && it),
-                Accepted::Again { .. } => assert!(!first),
-                other => panic!("{other:?}"),
+    for reads in [true, false] {
+        let folder = Folder::new();
+        let engine = folder.open();
+        let store = engine.store();
+        for number in 0..30 {
+            let head = head(&number.to_string());
+            for first in [true, false] {
+                match store.accept(&submission(&head, 4)).await.unwrap() {
+                    Accepted::Expand { first: it, .. } => assert!(first && it),
+                    Accepted::Again { .. } => assert!(!first),
+                    other => panic!("{other:?}"),
+                }
+            }
+            if reads {
+                let record = store.job(head.id).await.unwrap().unwrap();
+                assert_eq!((record.submissions, record.accounts.total), (1, 4));
             }
         }
-        let record = store.job(head.id).await.unwrap().unwrap();
-        assert_eq!((record.submissions, record.accounts.total), (1, 4));
+        engine.close().await;
+        let engine = folder.open();
+        for number in 0..30 {
+            let id = head(&number.to_string()).id;
+            let record = engine.store().job(id).await.unwrap().unwrap();
+            assert_eq!((record.submissions, record.accounts.total), (1, 4));
+        }
+        engine.close().await;
     }
-    engine.close().await;
-    // A stop writes what is owed.
-    let engine = folder.open();
-    for number in 0..20 {
-        let id = head(&number.to_string()).id;
-        assert!(engine.store().job(id).await.unwrap().is_some());
-    }
-    engine.close().await;
 }
 
 /// A store that is found damaged while it is used, wherever it is noticed, is not written to any

@@ -38,10 +38,13 @@ const WAITING_MAX: usize = 1024;
 /// Most bytes of bodies in one commit, so that large ones do not pile up in memory.
 const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// Most steps that are answered ahead of their commit: each further one applies them once more.
+const AHEAD_MAX: usize = 8;
+
 /// The pause between attempts to open a failed store again.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Longest time that an ack, or another step that is owed, waits for a commit of other steps.
+/// Longest time that an ack, or a step that was answered ahead, waits for a commit of other steps.
 const OWED_WAIT: Duration = Duration::from_millis(100);
 
 /// The state that the steps of one transaction work with.
@@ -211,6 +214,8 @@ impl Step for Ack {
 enum WriterCommand {
     Step(Box<dyn Step>),
     Ack(Ack),
+    /// Commits what was answered ahead.
+    CatchUp(oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -246,7 +251,10 @@ impl Handle {
     /// without those.
     pub(super) async fn catch_up(&self) {
         if self.is_behind.load(Ordering::Acquire) {
-            let _ = self.write(0, |_| Ok(())).await;
+            let (done, caught_up) = oneshot::channel();
+            // If the writer has ended, everything is on disk that ever will be.
+            let _ = self.commands.send(WriterCommand::CatchUp(done));
+            let _ = caught_up.await;
         }
     }
 
@@ -338,11 +346,13 @@ pub(super) struct Writer {
     parts: Parts,
     commands: mpsc::Receiver<WriterCommand>,
     joined: Joined,
-    /// Steps that are not written yet, and whose callers have their answers.
-    owed: Vec<Box<dyn Step>>,
-    /// What is committed lacks steps that were answered.
+    /// Acks that are not written yet.
+    acks: Vec<Box<dyn Step>>,
+    /// Steps that are not written yet, and whose callers have their answers. Later steps see them.
+    ahead: Vec<Box<dyn Step>>,
+    /// There are such steps.
     is_behind: Arc<AtomicBool>,
-    /// When they are written at the latest.
+    /// When acks and these steps are written at the latest.
     owed_until: Instant,
     /// When the last attempt to open the store failed, and why.
     failed: Option<(Instant, StorageError)>,
@@ -359,7 +369,8 @@ impl Writer {
             parts,
             commands,
             joined: Joined::default(),
-            owed: Vec::new(),
+            acks: Vec::new(),
+            ahead: Vec::new(),
             is_behind: Arc::clone(&is_behind),
             owed_until: sweep_at,
             failed: None,
@@ -388,7 +399,7 @@ impl Writer {
         let mut asked_to_stop = None;
         while asked_to_stop.is_none() {
             let mut wait = self.sweep_at.saturating_duration_since(Instant::now());
-            if !self.owed.is_empty() {
+            if self.owes() {
                 let left = self.owed_until.saturating_duration_since(Instant::now());
                 wait = wait.min(left);
             }
@@ -402,12 +413,13 @@ impl Writer {
                     self.commit(group);
                 }
                 Ok(WriterCommand::Ack(ack)) => self.owe(Box::new(ack)),
+                Ok(WriterCommand::CatchUp(done)) => self.catch_up(done),
                 Ok(WriterCommand::Stop(done)) => asked_to_stop = Some(done),
                 Err(mpsc::RecvTimeoutError::Timeout) => self.idle(),
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
             }
         }
-        if !self.owed.is_empty() {
+        if self.owes() {
             self.commit(Vec::new());
         }
         // The dispatcher ends first, then the store is closed, then the folder is free for others.
@@ -450,6 +462,7 @@ impl Writer {
                     group.push(step);
                 }
                 Some(WriterCommand::Ack(ack)) => self.owe(Box::new(ack)),
+                Some(WriterCommand::CatchUp(done)) => self.catch_up(done),
                 Some(WriterCommand::Stop(done)) => return (group, Some(done)),
                 None => break,
             }
@@ -457,44 +470,49 @@ impl Writer {
         (group, None)
     }
 
-    fn owe(&mut self, step: Box<dyn Step>) {
-        if self.owed.is_empty() {
-            self.owed_until = Instant::now() + OWED_WAIT;
-        }
-        self.owed.push(step);
+    fn owes(&self) -> bool {
+        !self.acks.is_empty() || !self.ahead.is_empty()
     }
 
-    /// Whether these steps have to be on disk before they are answered, or what is owed before they
-    /// are applied. While the disk fails nothing is owed further.
+    /// Keeps a step whose caller has its answer.
+    fn owe(&mut self, step: Box<dyn Step>) {
+        if !self.owes() {
+            self.owed_until = Instant::now() + OWED_WAIT;
+        }
+        match step.due() {
+            Due::Soon => self.acks.push(step),
+            _ => self.ahead.push(step),
+        }
+    }
+
+    fn catch_up(&mut self, done: oneshot::Sender<()>) {
+        if !self.ahead.is_empty() {
+            self.commit(Vec::new());
+        }
+        // A caller that does not wait any more needs no answer.
+        let _ = done.send(());
+    }
+
+    /// Whether these steps have to be on disk before they are answered. While the disk fails, none
+    /// is answered ahead.
     fn must_commit(&self, group: &[Box<dyn Step>]) -> bool {
-        let is_behind = self.is_behind.load(Ordering::Relaxed);
-        is_behind || self.parts.disk.is_blocked() || group.iter().any(|step| step.due() == Due::Now)
+        group.is_empty()
+            || group.iter().any(|step| step.due() == Due::Now)
+            || self.ahead.len() + group.len() > AHEAD_MAX
+            || self.parts.disk.is_blocked()
     }
 
     /// Makes one commit of these steps and of what is owed, and answers the steps. If no step needs
     /// a commit, they are only applied, and answered: what they write is owed.
     fn commit(&mut self, mut group: Vec<Box<dyn Step>>) {
-        let commits = group.is_empty() || self.must_commit(&group);
+        let commits = self.must_commit(&group);
+        group.splice(..0, std::mem::take(&mut self.ahead));
         if commits {
-            group.splice(..0, std::mem::take(&mut self.owed));
+            group.append(&mut self.acks);
         }
         while !group.is_empty() {
             match self.try_commit(&mut group, commits) {
-                Ok(()) => {
-                    // Steps that write nothing do not show whether the disk is full.
-                    if commits {
-                        self.parts.disk.note(None);
-                    }
-                    let ahead = !commits && group.iter().any(|step| step.due() == Due::Next);
-                    self.is_behind.store(ahead, Ordering::Release);
-                    for mut step in group {
-                        step.answer(Ok(()));
-                        if !commits && step.due() == Due::Next {
-                            self.owe(step);
-                        }
-                    }
-                    return;
-                }
+                Ok(()) => return self.answer(group, commits),
                 // Only this step is at fault: the others are committed without it.
                 Err((Some(at), error @ StorageError::Broken(_))) => {
                     tracing::error!(%error, "a step is refused");
@@ -513,6 +531,24 @@ impl Writer {
                     self.recover();
                     return;
                 }
+            }
+        }
+    }
+
+    /// Answers steps that were applied, and keeps those that are not committed.
+    fn answer(&mut self, group: Vec<Box<dyn Step>>, committed: bool) {
+        // Steps that write nothing do not show whether the disk is full.
+        if committed {
+            self.parts.disk.note(None);
+        }
+        let is_owed = |step: &Box<dyn Step>| !committed && step.due() == Due::Next;
+        // Whoever gets an answer sees what it stands for.
+        self.is_behind
+            .store(group.iter().any(is_owed), Ordering::Release);
+        for mut step in group {
+            step.answer(Ok(()));
+            if is_owed(&step) {
+                self.owe(step);
             }
         }
     }
@@ -600,7 +636,7 @@ impl Writer {
     }
 
     fn idle(&mut self) {
-        if !self.owed.is_empty() && Instant::now() >= self.owed_until {
+        if self.owes() && Instant::now() >= self.owed_until {
             self.commit(Vec::new());
         }
         if Instant::now() < self.sweep_at {
