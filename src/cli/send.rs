@@ -215,7 +215,9 @@ pub(super) async fn run(args: SendArgs, at: At) -> Result<Exit, Failure> {
         None => access.own_app().await,
         Some(_) => None,
     };
-    let job = args.messages(own.as_deref(), access.fingerprint_secret())?;
+    // A dry run shows the first recipients of the list as it is.
+    let secret = access.fingerprint_secret().filter(|_| !args.dry_run);
+    let job = args.messages(own.as_deref(), secret)?;
     if args.dry_run {
         let tried = dry_run(&args, &access, &job).await;
         return of_known_names(&access, &job, tried).await;

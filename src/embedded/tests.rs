@@ -341,6 +341,11 @@ async fn a_full_disk_refuses_and_loses_nothing() {
         assert!(engine.error().unwrap().contains("full"));
         assert!(*session.blocked().borrow());
         assert!(!session.lost().is_cancelled());
+        // A step that only reads does not show whether there is space again.
+        weather.full.store(false, Ordering::SeqCst);
+        until_ok(async || engine.0.writer.look(|_| Ok(())).await).await;
+        assert!(engine.error().is_some());
+        weather.full.store(true, Ordering::SeqCst);
         for delivery in held {
             delivery.ack().await.unwrap();
         }

@@ -496,10 +496,12 @@ impl Writer {
     /// Whether these steps have to be on disk before they are answered. While the disk fails, none
     /// is answered ahead.
     fn must_commit(&self, group: &[Box<dyn Step>]) -> bool {
-        group.is_empty()
-            || group.iter().any(|step| step.due() == Due::Now)
-            || self.ahead.len() + group.len() > AHEAD_MAX
-            || self.parts.disk.is_blocked()
+        let stays_here = self.ahead.len() + group.len() <= AHEAD_MAX;
+        let now = match stays_here && !self.parts.disk.is_blocked() {
+            true => Due::Now,
+            false => Due::Next,
+        };
+        group.is_empty() || group.iter().any(|step| step.due() >= now)
     }
 
     /// Makes one commit of these steps and of what is owed, and answers the steps. If no step needs
