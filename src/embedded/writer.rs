@@ -543,13 +543,13 @@ impl Writer {
         if committed {
             self.parts.disk.note(None);
         }
-        let is_owed = |step: &Box<dyn Step>| !committed && step.due() == Due::Next;
+        let is_owed = |due: Due| !committed && due == Due::Next;
         // Whoever gets an answer sees what it stands for.
-        self.is_behind
-            .store(group.iter().any(is_owed), Ordering::Release);
+        let is_behind = group.iter().any(|step| is_owed(step.due()));
+        self.is_behind.store(is_behind, Ordering::Release);
         for mut step in group {
             step.answer(Ok(()));
-            if is_owed(&step) {
+            if is_owed(step.due()) {
                 self.owe(step);
             }
         }
