@@ -94,7 +94,7 @@ impl Access {
     /// The key for the fingerprints of recipients, if this command cuts lists itself.
     pub(super) fn fingerprint_secret(&self) -> Option<&str> {
         match self {
-            Self::Direct(direct) => Some(direct.config.ledger.fingerprint_secret.expose()),
+            Self::Direct(direct) => Some(direct.fingerprint_secret()),
             Self::Server(_) => None,
         }
     }
@@ -176,7 +176,7 @@ impl Access {
                 let Some(record) = direct.job(job).await? else {
                     return Ok(None);
                 };
-                let secret = direct.config.ledger.fingerprint_secret.expose();
+                let secret = direct.fingerprint_secret();
                 let ledger = direct.ledger()?;
                 let fate = jobs::recipient(ledger, &direct.broker, secret, &record, user).await;
                 fate.map(Some).or_exit(Exit::Unavailable)
@@ -317,6 +317,11 @@ pub(super) fn checked(filter: &DeadFilter) -> Result<LetterFilter, Failure> {
 }
 
 impl Direct {
+    /// The key for the fingerprints of recipients.
+    fn fingerprint_secret(&self) -> &str {
+        self.config.ledger.fingerprint_secret.expose()
+    }
+
     async fn dead(&self, filter: &DeadFilter, with_content: bool) -> Result<Vec<DeadRow>, Failure> {
         let wanted = checked(filter)?;
         let rows = dead_letters::all(&self.broker, &wanted, with_content).await;
@@ -332,7 +337,7 @@ impl Direct {
         };
         let view = LedgerView {
             store,
-            secret: self.config.ledger.fingerprint_secret.expose(),
+            secret: self.fingerprint_secret(),
         };
         view.correct(rows).await.or_exit(Exit::Unavailable)
     }
@@ -347,7 +352,7 @@ impl Direct {
             priority: request.priority,
         };
         let admission = LocalAdmission::of(&self.config, self.ledger()?)?;
-        let secret = self.config.ledger.fingerprint_secret.expose();
+        let secret = self.fingerprint_secret();
         let session = self.broker.connect().await.or_exit(Exit::Unavailable)?;
         let publisher = session.publisher();
         let done = dead_letters::redrive(&self.broker, &publisher, &admission, secret, &redrive);
@@ -371,7 +376,7 @@ impl Direct {
         let record = ledger.job(job).await.or_exit(Exit::Unavailable)?;
         let record = record.ok_or_else(|| recipients::unknown(job))?;
         let admission = LocalAdmission::of(&self.config, ledger)?;
-        let secret = self.config.ledger.fingerprint_secret.expose();
+        let secret = self.fingerprint_secret();
         let session = self.broker.connect().await.or_exit(Exit::Unavailable)?;
         let publisher = session.publisher();
         let (broker, of) = (&self.broker, &record);

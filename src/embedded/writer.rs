@@ -496,8 +496,8 @@ impl Writer {
     /// Whether these steps have to be on disk before they are answered. While the disk fails, none
     /// is answered ahead.
     fn must_commit(&self, group: &[Box<dyn Step>]) -> bool {
-        let stays_here = self.ahead.len() + group.len() <= AHEAD_MAX;
-        let now = match stays_here && !self.parts.disk.is_blocked() {
+        let fits = self.ahead.len() + group.len() <= AHEAD_MAX;
+        let now = match fits && !self.parts.disk.is_blocked() {
             true => Due::Now,
             false => Due::Next,
         };

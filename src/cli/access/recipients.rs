@@ -25,7 +25,7 @@ impl Access {
         match self {
             Self::Direct(direct) => {
                 let ledger = direct.ledger()?;
-                let secret = direct.config.ledger.fingerprint_secret.expose();
+                let secret = direct.fingerprint_secret();
                 let record = ledger.job(job).await.or_exit(Exit::Unavailable)?;
                 let record = record.ok_or_else(|| unknown(job))?;
                 let rows = jobs::lookup(ledger, secret, &record, users);

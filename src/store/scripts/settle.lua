@@ -150,7 +150,8 @@ local function settle(turn, counted, buckets, from, last, ids)
     call('HSET', HEADER, 'progress_at_ms', digits(now_ms()))
     call('HSET', SLICES, turn.id, after)
     local mark, lost = turn.mark, turn.lost
-    if lost > 0 or not mark or age_of(mark) >= MARK_MS then
+    local is_due = not mark or age_of(mark) >= MARK_MS
+    if lost > 0 or is_due then
       stands = standing()
       local over = settled_of(stands) - stands[1]
       if lost > 0 and over > 0 then
@@ -159,7 +160,7 @@ local function settle(turn, counted, buckets, from, last, ids)
         stands = standing()
       end
       -- A job with nothing left has no pace.
-      if stands[8] == 0 and (not mark or age_of(mark) >= MARK_MS) then
+      if stands[8] == 0 and is_due then
         note(mark, settled_of(stands))
       end
     end

@@ -67,19 +67,20 @@ end
 turn.mine = call('HGET', OWNERS, turn.owner)
 local settles, claims = ARGV[14] ~= '', ARGV[11] ~= ''
 local buckets = settles and tonumber(ARGV[14]) or 0
-local recorded, claimed, goes_on, stands = {}, {}, false, nil
+local recorded, claimed, goes_on = {}, {}, false
+local stood, missing, stands
 if settles then
   -- The buckets to settle have two arguments each, those to claim one.
   local ids = 15 + buckets + #KEYS - 4
-  local stood, missing
   counted, stood, missing, stands = settle(turn, counted, buckets, 15, ARGV[13], #ARGV >= ids and ids or nil)
-  recorded = { stood, missing }
 end
 if claims then
   claimed, goes_on = claim(turn, counted, 5 + buckets, 15 + 2 * buckets, ARGV[11], tonumber(ARGV[12]))
 end
--- While calls follow, the job is not finished, and a later step tells its progress.
-if settles and not goes_on then
-  recorded = { recorded[1], recorded[2], unpack(stands or standing()) }
+if settles and goes_on then
+  -- The job is not finished, and a later step tells its progress.
+  recorded = { stood, missing }
+elseif settles then
+  recorded = { stood, missing, unpack(stands or standing()) }
 end
 return { 1, rebuilt, recorded, claimed }
