@@ -43,7 +43,7 @@ pub fn check_copy(file: &Path) -> Result<u64, BackupError> {
             return Err(StorageError::broken("its checksums are wrong"));
         }
         let read = copy.begin_read()?;
-        match tables::format(&read)? {
+        match tables::opening(&read)?.format {
             1..=tables::FORMAT => Ok(read.open_table(tables::JOBS)?.len()?),
             format => Err(StorageError::broken(format!("its format is {format}"))),
         }
@@ -72,6 +72,8 @@ fn copy(from: &ReadTransaction, file: File) -> Result<(), StorageError> {
     // The commits before this one are not synced.
     let mut last = copy.to.begin_write()?;
     last.set_quick_repair(true);
+    // The copy has everything, so it needs no log.
+    tables::set_log(&last, 0)?;
     last.commit()?;
     Ok(())
 }
@@ -159,7 +161,8 @@ mod tests {
         // More rows than one commit of the copy holds.
         let transaction = broker.disk().begin_write().unwrap();
         {
-            let mut claims = transaction.open_table(tables::CLAIMS).unwrap();
+            let mut tables = tables::Tables::new(&transaction);
+            let claims = tables.claims.open().unwrap();
             for number in 0..2 * ROWS as u64 + 1 {
                 claims.insert(number, &b"{}"[..]).unwrap();
             }

@@ -297,10 +297,7 @@ fn put(work: &mut WriteContext<'_>, message: &Routed) -> Result<(), StorageError
 pub(super) fn publish_error(error: StorageError) -> PublishError {
     match error {
         StorageError::Stopped => Lost.into(),
-        StorageError::Full(_)
-        | StorageError::Disk(_)
-        | StorageError::Damaged(_)
-        | StorageError::Broken(_) => PublishError::Store(error.into()),
+        error => PublishError::Store(error.into()),
     }
 }
 

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use redb::{ReadTransaction, ReadableTable};
 
 use super::disk::StorageError;
-use super::tables::{CLAIMS, Lazy, number};
+use super::tables::{CLAIMS, number};
+use super::transaction::Lazy;
 use crate::ports::ClaimState;
 
 /// The opening and the owner of recipients that were released in doubt. No opening and no owner has

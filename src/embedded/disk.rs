@@ -1,8 +1,12 @@
 //! Opens the data folder: locks it, opens the store in it, and handles their errors.
 //!
-//! After an error of the disk the store refuses everything, so [`Disk::reopen`] opens it again: it
-//! holds everything that was committed and nothing else. Commits are made in two phases and store
-//! the allocator's state, so that opening after a crash takes milliseconds whatever the size.
+//! A commit goes into the log and into the pages that the store keeps in memory; when the log is
+//! full, and at the end, the store writes its pages ([`log`](super::log)). It writes them in two
+//! phases and with the allocator's state, so that opening after a crash takes milliseconds whatever
+//! the size.
+//!
+//! After an error of the disk the store refuses everything, so [`Disk::reopen`] opens it again, and
+//! does again what the log says: it holds everything that was committed and nothing else.
 //!
 //! Only the owner can read the files, since they hold messages and recipients.
 
@@ -15,21 +19,44 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
-use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _, WriteTransaction};
+use redb::backends::FileBackend;
+use redb::{Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::builder;
+use super::changes;
 use super::damage::sheltered;
+use super::log::{Log, LogFile};
 use super::tables::{self, FORMAT};
+use super::transaction::Transaction;
 
 const STORE: &str = "fanwise.redb";
+const LOG: &str = "fanwise.log";
 const LOCK: &str = "fanwise.lock";
 
-pub(super) type Opener = Box<dyn Fn(&Path) -> Result<Database, DatabaseError> + Send + Sync>;
+/// Opens the files of a data folder, now and each time after the disk has failed.
+pub(super) trait Opener: Send + Sync {
+    fn store(&self, path: &Path) -> Result<Database, DatabaseError>;
+    fn log(&self, path: &Path) -> Result<LogFile, DatabaseError>;
 
-pub(super) fn open_file(file: &Path) -> Result<Database, DatabaseError> {
-    builder().create(file)
+    /// The length of a new log.
+    fn log_bytes(&self) -> u64 {
+        8 * 1024 * 1024
+    }
+}
+
+pub(super) struct FileOpener;
+
+impl Opener for FileOpener {
+    fn store(&self, path: &Path) -> Result<Database, DatabaseError> {
+        builder().create(path)
+    }
+
+    fn log(&self, path: &Path) -> Result<LogFile, DatabaseError> {
+        let file = private_file(path).map_err(redb::StorageError::Io)?;
+        Ok(Box::new(FileBackend::new(file)?))
+    }
 }
 
 /// Why a data folder cannot be opened.
@@ -51,7 +78,8 @@ pub enum OpenError {
         source: io::Error,
     },
     #[error(
-        "{} cannot be opened; if it is damaged, move it away and fanwise starts with an empty one",
+        "{} cannot be opened; if it is damaged, move it away with {LOG}, and fanwise starts with an \
+         empty one",
         file.display()
     )]
     Store {
@@ -59,8 +87,9 @@ pub enum OpenError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The store is not at fault.
     #[error("{} cannot be opened", file.display())]
-    Full {
+    Refused {
         file: PathBuf,
         #[source]
         source: StorageError,
@@ -85,6 +114,14 @@ pub enum StorageError {
     Damaged(String),
     #[error("a record in the data folder makes no sense: {0}")]
     Broken(String),
+    #[error("it was written in format {0}, by a newer fanwise")]
+    Newer(u64),
+    #[error(
+        "it was not closed in order, so it needs its log, and {LOG} in the same folder {0}; put the \
+         right file there. If that is lost, put an empty file there: fanwise then goes on without \
+         what it accepted and recorded last, and may send a message twice"
+    )]
+    NoLog(&'static str),
     #[error("the embedded engine is closed")]
     Stopped,
 }
@@ -129,17 +166,123 @@ storage_error_from!(
 #[derive(Debug)]
 pub(super) struct FolderLock(#[expect(dead_code, reason = "held for its lock")] File);
 
+/// The store, with the log of what it has not written yet.
+struct Open {
+    store: Database,
+    log: Mutex<Log>,
+}
+
+impl Open {
+    fn open(folder: &Path, opener: &dyn Opener) -> Result<Self, StorageError> {
+        let store = opener.store(&folder.join(STORE))?;
+        let opening = tables::opening(&store.begin_read()?)?;
+        if opening.format > FORMAT {
+            return Err(StorageError::Newer(opening.format));
+        }
+        let path = folder.join(LOG);
+        let is_there = path.exists();
+        if opening.log != 0 && !is_there {
+            return Err(StorageError::NoLog("is missing"));
+        }
+        let file = opener.log(&path)?;
+        let is_empty = || Ok::<_, redb::StorageError>(file.len()? == 0);
+        if opening.log != 0 && is_empty()? {
+            tracing::warn!(
+                log = %path.display(),
+                "the log is empty: fanwise goes on without what it accepted and recorded last"
+            );
+        } else if opening.log != 0 {
+            let log = redo(&store, file, &opening)?.map(Mutex::new);
+            let log = log.ok_or(StorageError::NoLog("belongs to another store"))?;
+            return Ok(Self { store, log });
+        }
+        let log = Log::create(file, opener.log_bytes(), opening.logged + 1)?;
+        sync_names(folder).map_err(redb::StorageError::Io)?;
+        let first = store.begin_write()?;
+        tables::set_log(&first, log.salt())?;
+        first.commit()?;
+        let log = Mutex::new(log);
+        Ok(Self { store, log })
+    }
+
+    /// Returns an error if nothing is committed. If the commit is in the log and the store fails to
+    /// take it, it is committed, and the store has to be opened again.
+    fn commit(&self, transaction: Transaction) -> Result<Committed, StorageError> {
+        let (mut transaction, changes) = transaction.into_parts();
+        let mut log = self.log.lock();
+        let Some(record) = log.append(&changes)? else {
+            transaction.set_quick_repair(true);
+            transaction.commit()?;
+            log.restart();
+            return Ok(Committed::Whole);
+        };
+        let taken = sheltered(|| {
+            tables::set_logged(&transaction, record)?;
+            in_memory(&mut transaction)?;
+            Ok(transaction.commit()?)
+        });
+        Ok(taken.map_or_else(Committed::InLog, |()| Committed::Whole))
+    }
+
+    /// Writes what the log has into the store, which needs no log then.
+    fn close(self) -> Result<(), StorageError> {
+        let mut last = self.store.begin_write()?;
+        tables::set_log(&last, 0)?;
+        last.set_quick_repair(true);
+        last.commit()?;
+        Ok(self.store.close()?)
+    }
+}
+
+/// Where a commit is.
+enum Committed {
+    Whole,
+    /// Not in the pages of the store, which failed.
+    InLog(StorageError),
+}
+
+/// Opens the log of a store, and does again what it says; `None` if it belongs to another store.
+fn redo(
+    store: &Database,
+    file: LogFile,
+    opening: &tables::Opening,
+) -> Result<Option<Log>, StorageError> {
+    let mut transaction = store.begin_write()?;
+    let opened = Log::open(file, opening.log, opening.logged, |record| {
+        changes::read(record, |table, key, change| {
+            tables::redo(&transaction, table, key, &change)
+        })
+    })?;
+    let Some((log, last)) = opened else {
+        return Ok(None);
+    };
+    if last > opening.logged {
+        tables::set_logged(&transaction, last)?;
+        in_memory(&mut transaction)?;
+        transaction.commit()?;
+    }
+    Ok(Some(log))
+}
+
+/// Has a transaction committed to the pages in memory only: the log has what it changes.
+fn in_memory(transaction: &mut redb::WriteTransaction) -> Result<(), StorageError> {
+    let durability = Durability::None;
+    transaction
+        .set_durability(durability)
+        .map_err(StorageError::broken)
+}
+
 enum Store {
-    Open(Database),
+    Open(Box<Open>),
     /// It could not be opened again yet.
     Failed(StorageError),
     Closed,
 }
 
 impl Store {
-    fn get(&self) -> Result<&Database, StorageError> {
+    fn get(&self) -> Result<&Open, StorageError> {
         match self {
-            Self::Open(database) => Ok(database),
+            Self::Open(open) => Ok(open),
             Self::Failed(error) => Err(error.clone()),
             Self::Closed => Err(StorageError::Stopped),
         }
@@ -149,7 +292,7 @@ impl Store {
 pub(super) struct Disk {
     folder: PathBuf,
     file: PathBuf,
-    opener: Opener,
+    opener: Box<dyn Opener>,
     store: RwLock<Store>,
     error: Mutex<Option<String>>,
     /// Whether the last attempt to write failed.
@@ -162,7 +305,10 @@ pub(super) struct Disk {
 type OnCommit = Box<dyn Fn(Duration) + Send + Sync>;
 
 impl Disk {
-    pub(super) fn open(folder: &Path, opener: Opener) -> Result<(Self, FolderLock), OpenError> {
+    pub(super) fn open(
+        folder: &Path,
+        opener: Box<dyn Opener>,
+    ) -> Result<(Self, FolderLock), OpenError> {
         let failed = |source| OpenError::Folder {
             folder: folder.to_owned(),
             source,
@@ -183,17 +329,13 @@ impl Disk {
                  that is not intended, stop it and put the file back"
             );
         }
-        let opened = sheltered(|| opener(&file).map_err(StorageError::from));
-        let database = opened.map_err(|error| unusable(&file, error))?;
-        // The name of a new file is durable once its folder is.
-        File::open(folder)
-            .and_then(|opened| opened.sync_all())
-            .map_err(failed)?;
+        let opened = sheltered(|| Open::open(folder, &*opener));
+        let open = opened.map_err(|error| unusable(&file, error))?;
         let disk = Self {
             folder: folder.to_owned(),
             file,
             opener,
-            store: RwLock::new(Store::Open(database)),
+            store: RwLock::new(Store::Open(Box::new(open))),
             error: Mutex::new(None),
             blocked: watch::Sender::new(false),
             damage: CancellationToken::new(),
@@ -205,19 +347,13 @@ impl Disk {
     /// Creates the tables and queues that are missing, and reads the state that the engine starts
     /// with.
     pub(super) fn prepare(&self, targets: &[String]) -> Result<tables::Start, OpenError> {
-        let failed = |error| unusable(&self.file, error);
-        let found = sheltered(|| tables::format(&self.begin_read()?)).map_err(failed)?;
-        if found > FORMAT {
-            let file = self.file.clone();
-            return Err(OpenError::Newer { file, found });
-        }
         let prepared = sheltered(|| {
             let transaction = self.begin_write()?;
             let start = tables::prepare(&transaction, targets)?;
-            transaction.commit()?;
+            self.commit(transaction)?;
             Ok(start)
         });
-        prepared.map_err(failed)
+        prepared.map_err(|error| unusable(&self.file, error))
     }
 
     pub(super) fn open_error(&self, source: io::Error) -> OpenError {
@@ -229,14 +365,12 @@ impl Disk {
 
     pub(super) fn begin_read(&self) -> Result<ReadTransaction, StorageError> {
         let store = self.store.read();
-        Ok(store.get()?.begin_read()?)
+        Ok(store.get()?.store.begin_read()?)
     }
 
-    pub(super) fn begin_write(&self) -> Result<WriteTransaction, StorageError> {
+    pub(super) fn begin_write(&self) -> Result<Transaction, StorageError> {
         let store = self.store.read();
-        let mut transaction = store.get()?.begin_write()?;
-        transaction.set_quick_repair(true);
-        Ok(transaction)
+        Ok(Transaction::new(store.get()?.store.begin_write()?))
     }
 
     /// Calls this after each commit; the first caller decides.
@@ -244,19 +378,22 @@ impl Disk {
         let _ = self.on_commit.set(act);
     }
 
-    pub(super) fn commit(&self, transaction: WriteTransaction) -> Result<(), StorageError> {
+    pub(super) fn commit(&self, transaction: Transaction) -> Result<(), StorageError> {
         let started = Instant::now();
-        transaction.commit()?;
+        let committed = self.store.read().get()?.commit(transaction)?;
+        if let Committed::InLog(error) = committed {
+            *self.store.write() = Store::Failed(error);
+        }
         if let Some(act) = self.on_commit.get() {
             act(started.elapsed());
         }
         Ok(())
     }
 
-    /// Bytes of the file, and free bytes of its disk.
+    /// Bytes of the files, and free bytes of their disk.
     pub(super) fn usage(&self) -> io::Result<(u64, u64)> {
         let disk = rustix::fs::statvfs(&self.folder)?;
-        let bytes = fs::metadata(&self.file)?.len();
+        let bytes = fs::metadata(&self.file)?.len() + fs::metadata(self.folder.join(LOG))?.len();
         Ok((bytes, disk.f_bavail.saturating_mul(disk.f_frsize)))
     }
 
@@ -282,7 +419,7 @@ impl Disk {
         let mut store = self.store.write();
         match std::mem::replace(&mut *store, Store::Failed(error.clone())) {
             // Closing it would write to it.
-            Store::Open(database) => std::mem::forget(database),
+            Store::Open(open) => std::mem::forget(open),
             Store::Closed => *store = Store::Closed,
             Store::Failed(_) => {}
         }
@@ -309,9 +446,9 @@ impl Disk {
             }
             // The old one is closed first: a file is opened only once.
             *store = Store::Closed;
-            match (self.opener)(&self.file).map_err(StorageError::from) {
-                Ok(database) => {
-                    *store = Store::Open(database);
+            match Open::open(&self.folder, &*self.opener) {
+                Ok(open) => {
+                    *store = Store::Open(Box::new(open));
                     Ok(())
                 }
                 Err(error) => {
@@ -324,10 +461,10 @@ impl Disk {
 
     pub(super) fn close(&self) {
         let mut store = self.store.write();
-        let Store::Open(database) = std::mem::replace(&mut *store, Store::Closed) else {
+        let Store::Open(open) = std::mem::replace(&mut *store, Store::Closed) else {
             return;
         };
-        if let Err(error) = sheltered(|| Ok(database.close()?)) {
+        if let Err(error) = sheltered(|| open.close()) {
             tracing::warn!(%error, "the store was not closed in order; nothing is lost");
         }
     }
@@ -373,7 +510,8 @@ impl Disk {
 fn unusable(file: &Path, error: StorageError) -> OpenError {
     let file = file.to_owned();
     match error {
-        StorageError::Full(_) => OpenError::Full {
+        StorageError::Newer(found) => OpenError::Newer { file, found },
+        StorageError::Full(_) | StorageError::NoLog(_) => OpenError::Refused {
             file,
             source: error,
         },
@@ -389,6 +527,11 @@ fn unusable(file: &Path, error: StorageError) -> OpenError {
             }
         }
     }
+}
+
+/// The name of a new file is durable once its folder is.
+fn sync_names(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 /// Creates the folder for its owner only. A folder that exists may have another use as well and

@@ -89,9 +89,7 @@ impl Limiter for EmbeddedStore {
 pub(super) fn ledger_error(error: StorageError) -> LedgerError {
     match error {
         StorageError::Full(_) => LedgerError::Full(error.into()),
-        StorageError::Disk(_) | StorageError::Damaged(_) | StorageError::Stopped => {
-            LedgerError::Unreachable(error.into())
-        }
         StorageError::Broken(what) => LedgerError::Broken(what),
+        error => LedgerError::Unreachable(error.into()),
     }
 }

@@ -3,10 +3,11 @@
 //! [`Pulse`](crate::ports::Pulse), [`Limiter`](crate::ports::Limiter),
 //! [`Directives`](crate::ports::Directives), [`Templates`](crate::ports::Templates),
 //! [`Quotas`](crate::ports::Quotas), [`FrequencyCaps`](crate::ports::FrequencyCaps) and
-//! [`Nonces`](crate::ports::Nonces) on one file, for one machine without RabbitMQ and Redis.
+//! [`Nonces`](crate::ports::Nonces) in one folder, for one machine without RabbitMQ and Redis.
 //!
-//! - `disk`: the data folder, its lock and the store in it; `damage`: panics of the store;
-//!   `tables`: every table and record.
+//! - `disk`: the data folder, its lock and the store in it; `log`: the commits that the store has not
+//!   written yet, and `changes`: what they changed; `damage`: panics of the store; `tables`: every
+//!   table and record; `transaction`: how the writer changes them.
 //! - `writer`: the one thread that writes. A caller hands it a step and waits. Steps that wait at
 //!   the same time share one commit, which is synced to disk before any of them is answered.
 //! - `deliveries`: the messages that are handed out, to which consumer, and those that came back;
@@ -29,6 +30,7 @@
 
 mod backup;
 mod broker;
+mod changes;
 mod claims;
 mod damage;
 mod deliveries;
@@ -40,6 +42,7 @@ mod frequency_caps;
 mod ledger;
 mod limiter;
 mod listing;
+mod log;
 mod message_ids;
 mod nonces;
 mod pulse;
@@ -50,6 +53,7 @@ mod sub_lanes;
 mod sweep;
 mod tables;
 mod templates;
+mod transaction;
 mod upkeep;
 mod wake;
 mod writer;
@@ -75,7 +79,7 @@ pub use self::limiter::EmbeddedStore;
 pub use self::retained::EmbeddedFollower;
 
 use self::deliveries::Deliveries;
-use self::disk::{Disk, StorageError};
+use self::disk::{Disk, FileOpener, Opener, StorageError};
 use self::nonces::Seen;
 use self::pulse::Beats;
 use self::retained::Turns;
@@ -136,11 +140,10 @@ struct Inner {
 impl Engine {
     /// Opens the data folder, also after a crash. Blocks for some milliseconds.
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
-        Self::open_on(settings, Box::new(disk::open_file))
+        Self::open_on(settings, Box::new(FileOpener))
     }
 
-    /// `opener` opens the store, now and each time after the disk has failed.
-    fn open_on(settings: &Settings, opener: disk::Opener) -> Result<Self, OpenError> {
+    fn open_on(settings: &Settings, opener: Box<dyn Opener>) -> Result<Self, OpenError> {
         let (disk, lock) = Disk::open(&settings.folder, opener)?;
         let start = disk.prepare(&settings.targets)?;
         let disk = Arc::new(disk);
@@ -223,7 +226,7 @@ impl Engine {
         self.0.disk.on_commit(Box::new(act));
     }
 
-    /// Bytes of the file, and free bytes of its disk.
+    /// Bytes of the files, and free bytes of their disk.
     pub fn usage(&self) -> std::io::Result<(u64, u64)> {
         self.0.disk.usage()
     }
@@ -289,7 +292,7 @@ impl Inner {
 
 /// How much of the file is kept in memory. The system's cache holds the rest while there is room:
 /// with four times as much, jobs of a million recipients were no faster.
-const CACHE_BYTES: usize = 6 * 1024 * 1024;
+const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
 /// The settings of the store in production.
 fn builder() -> redb::Builder {

@@ -7,11 +7,12 @@
 use std::ops::Bound;
 use std::time::Duration;
 
-use redb::{ReadTransaction, ReadableTable as _, Table, Value};
+use redb::{ReadTransaction, ReadableTable as _, Value};
 
 use super::disk::StorageError;
 use super::listing;
 use super::tables::{ENDED, JOBS, JobRow};
+use super::transaction::LoggedTable;
 use super::writer::WriteContext;
 
 /// Rows removed in one commit.
@@ -127,7 +128,7 @@ fn remove(work: &mut WriteContext<'_>, life: u64) -> Result<(), StorageError> {
 }
 
 fn remove_numbered<V: Value + 'static>(
-    table: &mut Table<'_, (u64, u64), V>,
+    table: &mut LoggedTable<'_, (u64, u64), V>,
     life: u64,
     room: &mut usize,
 ) -> Result<(), StorageError> {
@@ -144,7 +145,7 @@ fn remove_numbered<V: Value + 'static>(
 }
 
 fn remove_named<V: Value + 'static>(
-    table: &mut Table<'_, (u64, &'static str), V>,
+    table: &mut LoggedTable<'_, (u64, &'static str), V>,
     life: u64,
     room: &mut usize,
 ) -> Result<(), StorageError> {

@@ -26,7 +26,7 @@
 //! | `quotas` | app, UTC day, what | list entries: `used`, those of the day; `j<job>`, those of one job; `s<job>/<submission>`, those of a list that is counted |
 //! | `cap_units` | end of the next period in ms, cap, fingerprint | the units of a frequency cap that count for a recipient, 12 bytes each |
 //! | `sub_lanes` | target and priority, job id | sub-lane of an open job |
-//! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `outlined`, the last opening that kept `outlines` and `open`; `directed`, how often directives changed; `beat`, written to test whether the disk takes writes |
+//! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `outlined`, the last opening that kept `outlines` and `open`; `directed`, how often directives changed; `log`, the salt of the [log](super::log) that goes with the store, or 0; `logged`, the last record of it that the store has; `beat`, written to test whether the disk takes writes |
 //!
 //! A *life* is the number of a job from its acceptance until a dedup window after its completion. A
 //! job that is accepted again finds nothing of an earlier life.
@@ -34,15 +34,15 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use redb::{
-    Key, ReadTransaction, ReadableTable as _, Table, TableDefinition, Value, WriteTransaction,
-};
+use redb::{ReadTransaction, ReadableTable as _, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use super::backup::Copy;
+use super::changes::Change;
 use super::claims::Claims;
 use super::disk::StorageError;
 use super::listing;
+use super::transaction::{self, Lazy, LoggedTable, Transaction};
 use crate::domain::lane::{Lane, Priority};
 use crate::domain::list_reference::FetchedList;
 use crate::domain::message_id::KeepsIds;
@@ -52,166 +52,105 @@ use crate::json;
 use crate::ports::Source;
 
 /// Version of the layout. A store with a higher version is not opened.
-pub(super) const FORMAT: u64 = 1;
+pub(super) const FORMAT: u64 = 2;
 
-pub(super) const QUEUES: TableDefinition<'_, &str, u32> = TableDefinition::new("queues");
-pub(super) const COUNTS: TableDefinition<'_, u32, (u64, u64, u64)> = TableDefinition::new("counts");
-pub(super) const READY: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("ready");
-pub(super) const WAITING: TableDefinition<'_, (u32, u64, u64), &[u8]> =
-    TableDefinition::new("waiting");
-pub(super) const KEPT: TableDefinition<'_, (u8, u64), &[u8]> = TableDefinition::new("kept");
-pub(super) const JOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("jobs");
+/// The version of a store that needs no log. Versions of Fanwise that know no log read it too.
+const FORMAT_WITHOUT_LOG: u64 = 1;
+
 pub(super) type ListedKey = (u64, &'static str);
-pub(super) const LISTED: TableDefinition<'_, ListedKey, ()> = TableDefinition::new("listed");
-pub(super) const OUTLINES: TableDefinition<'_, ListedKey, &str> = TableDefinition::new("outlines");
-pub(super) const OPEN: TableDefinition<'_, ListedKey, &str> = TableDefinition::new("open");
-pub(super) const SUBMISSIONS: TableDefinition<'_, (u64, &str), (u64, u8)> =
-    TableDefinition::new("submissions");
-pub(super) const SLICES: TableDefinition<'_, (u64, &str), u32> = TableDefinition::new("slices");
-pub(super) const BUCKETS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("buckets");
-pub(super) const REASONS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("reasons");
-pub(super) const TRAILS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("trails");
-pub(super) const IDS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("ids");
-pub(super) const CLAIMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("claims");
-pub(super) const ENDED: TableDefinition<'_, u64, ()> = TableDefinition::new("ended");
-pub(super) const PARKS: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("parks");
-pub(super) const TEMPLATE_NAMES: TableDefinition<'_, (&str, &str), (u32, u64)> =
-    TableDefinition::new("template_names");
-pub(super) const TEMPLATES: TableDefinition<'_, (&str, &str, u32), (u64, &str)> =
-    TableDefinition::new("templates");
 /// The use of an app on a day.
 pub(super) type QuotaKey = (&'static str, u64, &'static str);
-pub(super) const QUOTAS: TableDefinition<'_, QuotaKey, u64> = TableDefinition::new("quotas");
 /// When the units stop counting, the cap, and the recipient.
 pub(super) type CapUnitKey = (u64, &'static str, u64);
-pub(super) const CAP_UNITS: TableDefinition<'_, CapUnitKey, &[u8]> =
-    TableDefinition::new("cap_units");
 /// The directive of a kind about a subject.
 pub(super) type DirectiveKey = (&'static str, &'static str, &'static str);
-pub(super) const DIRECTIVES: TableDefinition<'_, DirectiveKey, &[u8]> =
-    TableDefinition::new("directives");
-pub(super) const SUB_LANES: TableDefinition<'_, (&str, &str), u32> =
-    TableDefinition::new("sub_lanes");
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
-/// Copies every table.
-pub(super) fn copy_each(copy: &Copy<'_>) -> Result<(), StorageError> {
-    copy.table(QUEUES)?;
-    copy.table(COUNTS)?;
-    copy.table(READY)?;
-    copy.table(WAITING)?;
-    copy.table(KEPT)?;
-    copy.table(JOBS)?;
-    copy.table(LISTED)?;
-    copy.table(OUTLINES)?;
-    copy.table(OPEN)?;
-    copy.table(SUBMISSIONS)?;
-    copy.table(SLICES)?;
-    copy.table(BUCKETS)?;
-    copy.table(REASONS)?;
-    copy.table(TRAILS)?;
-    copy.table(IDS)?;
-    copy.table(CLAIMS)?;
-    copy.table(ENDED)?;
-    copy.table(PARKS)?;
-    copy.table(TEMPLATE_NAMES)?;
-    copy.table(TEMPLATES)?;
-    copy.table(QUOTAS)?;
-    copy.table(CAP_UNITS)?;
-    copy.table(DIRECTIVES)?;
-    copy.table(SUB_LANES)?;
-    copy.table(META)
-}
+/// The table, key and value of a row.
+#[cfg(test)]
+pub(super) type Row = (String, Vec<u8>, Vec<u8>);
 
-/// A table that is opened when it is first used in a transaction.
-pub(super) struct Lazy<'t, K: Key + 'static, V: Value + 'static> {
-    transaction: &'t WriteTransaction,
-    definition: TableDefinition<'static, K, V>,
-    table: Option<Table<'t, K, V>>,
-}
+/// Defines the tables, and what is done with each of them.
+macro_rules! tables {
+    ($($number:literal $field:ident $name:ident: $key:ty => $value:ty;)*) => {
+        $(pub(super) const $name: TableDefinition<'static, $key, $value> =
+            TableDefinition::new(stringify!($field));)*
 
-impl<'t, K: Key + 'static, V: Value + 'static> Lazy<'t, K, V> {
-    fn new(transaction: &'t WriteTransaction, definition: TableDefinition<'static, K, V>) -> Self {
-        Self {
-            transaction,
-            definition,
-            table: None,
+        /// The tables of one write transaction.
+        pub(super) struct Tables<'t> {
+            $(pub(super) $field: Lazy<'t, $key, $value>,)*
         }
-    }
 
-    pub(super) fn open(&mut self) -> Result<&mut Table<'t, K, V>, StorageError> {
-        let table = match self.table.take() {
-            Some(table) => table,
-            None => self.transaction.open_table(self.definition)?,
-        };
-        Ok(self.table.insert(table))
-    }
-}
+        impl<'t> Tables<'t> {
+            pub(super) fn new(transaction: &'t Transaction) -> Self {
+                Self { $($field: Lazy::new(transaction, $name, $number),)* }
+            }
 
-/// The tables of one write transaction.
-pub(super) struct Tables<'t> {
-    pub(super) counts: Lazy<'t, u32, (u64, u64, u64)>,
-    pub(super) ready: Lazy<'t, (u32, u64), &'static [u8]>,
-    pub(super) waiting: Lazy<'t, (u32, u64, u64), &'static [u8]>,
-    pub(super) kept: Lazy<'t, (u8, u64), &'static [u8]>,
-    pub(super) jobs: Lazy<'t, &'static str, &'static [u8]>,
-    pub(super) listed: Lazy<'t, ListedKey, ()>,
-    pub(super) outlines: Lazy<'t, ListedKey, &'static str>,
-    pub(super) open: Lazy<'t, ListedKey, &'static str>,
-    pub(super) submissions: Lazy<'t, (u64, &'static str), (u64, u8)>,
-    pub(super) slices: Lazy<'t, (u64, &'static str), u32>,
-    pub(super) buckets: Lazy<'t, (u64, u32), &'static [u8]>,
-    pub(super) claims: Lazy<'t, u64, &'static [u8]>,
-    pub(super) ended: Lazy<'t, u64, ()>,
-    pub(super) parks: Lazy<'t, &'static str, (u64, &'static str)>,
-    pub(super) template_names: Lazy<'t, (&'static str, &'static str), (u32, u64)>,
-    pub(super) templates: Lazy<'t, (&'static str, &'static str, u32), (u64, &'static str)>,
-    pub(super) quotas: Lazy<'t, QuotaKey, u64>,
-    pub(super) cap_units: Lazy<'t, CapUnitKey, &'static [u8]>,
-    pub(super) reasons: Lazy<'t, (u64, u64), &'static [u8]>,
-    pub(super) trails: Lazy<'t, (u64, u64), &'static [u8]>,
-    pub(super) ids: Lazy<'t, (u64, u64), &'static [u8]>,
-    pub(super) directives: Lazy<'t, DirectiveKey, &'static [u8]>,
-    pub(super) sub_lanes: Lazy<'t, (&'static str, &'static str), u32>,
-    meta: Lazy<'t, &'static str, u64>,
-}
-
-impl<'t> Tables<'t> {
-    pub(super) fn new(transaction: &'t WriteTransaction) -> Self {
-        Self {
-            counts: Lazy::new(transaction, COUNTS),
-            ready: Lazy::new(transaction, READY),
-            waiting: Lazy::new(transaction, WAITING),
-            kept: Lazy::new(transaction, KEPT),
-            jobs: Lazy::new(transaction, JOBS),
-            listed: Lazy::new(transaction, LISTED),
-            outlines: Lazy::new(transaction, OUTLINES),
-            open: Lazy::new(transaction, OPEN),
-            submissions: Lazy::new(transaction, SUBMISSIONS),
-            slices: Lazy::new(transaction, SLICES),
-            buckets: Lazy::new(transaction, BUCKETS),
-            claims: Lazy::new(transaction, CLAIMS),
-            ended: Lazy::new(transaction, ENDED),
-            parks: Lazy::new(transaction, PARKS),
-            template_names: Lazy::new(transaction, TEMPLATE_NAMES),
-            templates: Lazy::new(transaction, TEMPLATES),
-            quotas: Lazy::new(transaction, QUOTAS),
-            cap_units: Lazy::new(transaction, CAP_UNITS),
-            reasons: Lazy::new(transaction, REASONS),
-            trails: Lazy::new(transaction, TRAILS),
-            ids: Lazy::new(transaction, IDS),
-            directives: Lazy::new(transaction, DIRECTIVES),
-            sub_lanes: Lazy::new(transaction, SUB_LANES),
-            meta: Lazy::new(transaction, META),
+            /// Creates those that are missing: a reader does not.
+            fn create(&mut self) -> Result<(), StorageError> {
+                $(self.$field.open()?;)*
+                Ok(())
+            }
         }
-    }
 
-    #[cfg(test)]
-    pub(super) fn set_format(&mut self, format: u64) -> Result<(), StorageError> {
-        self.meta.open()?.insert("format", format)?;
-        Ok(())
-    }
+        /// Copies every table.
+        pub(super) fn copy_each(copy: &Copy<'_>) -> Result<(), StorageError> {
+            $(copy.table($name)?;)*
+            Ok(())
+        }
 
+        /// Every row of every table.
+        #[cfg(test)]
+        pub(super) fn rows(transaction: &ReadTransaction) -> Result<Vec<Row>, StorageError> {
+            let mut rows = Vec::new();
+            $(transaction::rows(transaction, $name, &mut rows)?;)*
+            Ok(rows)
+        }
+
+        /// Changes a row of the table with this number, as the log says.
+        pub(super) fn redo(
+            store: &WriteTransaction,
+            table: u8,
+            key: &[u8],
+            change: &Change<'_>,
+        ) -> Result<(), StorageError> {
+            match table {
+                $($number => transaction::redo(store, $name, key, change),)*
+                _ => Err(StorageError::Damaged(format!("its log has a table {table}"))),
+            }
+        }
+    };
+}
+
+// The log knows a table by its number, which stays the same for ever.
+tables! {
+    1 queues QUEUES: &'static str => u32;
+    2 counts COUNTS: u32 => (u64, u64, u64);
+    3 ready READY: (u32, u64) => &'static [u8];
+    4 waiting WAITING: (u32, u64, u64) => &'static [u8];
+    5 kept KEPT: (u8, u64) => &'static [u8];
+    6 jobs JOBS: &'static str => &'static [u8];
+    7 listed LISTED: ListedKey => ();
+    8 outlines OUTLINES: ListedKey => &'static str;
+    9 open OPEN: ListedKey => &'static str;
+    10 submissions SUBMISSIONS: (u64, &'static str) => (u64, u8);
+    11 slices SLICES: (u64, &'static str) => u32;
+    12 buckets BUCKETS: (u64, u32) => &'static [u8];
+    13 reasons REASONS: (u64, u64) => &'static [u8];
+    14 trails TRAILS: (u64, u64) => &'static [u8];
+    15 ids IDS: (u64, u64) => &'static [u8];
+    16 claims CLAIMS: u64 => &'static [u8];
+    17 ended ENDED: u64 => ();
+    18 parks PARKS: &'static str => (u64, &'static str);
+    19 template_names TEMPLATE_NAMES: (&'static str, &'static str) => (u32, u64);
+    20 templates TEMPLATES: (&'static str, &'static str, u32) => (u64, &'static str);
+    21 quotas QUOTAS: QuotaKey => u64;
+    22 cap_units CAP_UNITS: CapUnitKey => &'static [u8];
+    23 directives DIRECTIVES: DirectiveKey => &'static [u8];
+    24 sub_lanes SUB_LANES: (&'static str, &'static str) => u32;
+    25 meta META: &'static str => u64;
+}
+
+impl Tables<'_> {
     /// Counts an opening, as an earlier version does.
     #[cfg(test)]
     pub(super) fn open_once_more(&mut self) -> Result<(), StorageError> {
@@ -290,14 +229,49 @@ pub(super) struct Start {
     pub(super) next_life: u64,
 }
 
-/// The format in which the store was written; 0 for an empty one.
-pub(super) fn format(transaction: &ReadTransaction) -> Result<u64, StorageError> {
+/// What an opening needs to know before anything else.
+#[derive(Default)]
+pub(super) struct Opening {
+    /// The format in which the store was written; 0 for an empty one.
+    pub(super) format: u64,
+    /// The salt of the log that goes with the store; 0 if it needs none.
+    pub(super) log: u64,
+    /// The last record of the log that the store has.
+    pub(super) logged: u64,
+}
+
+pub(super) fn opening(transaction: &ReadTransaction) -> Result<Opening, StorageError> {
     let meta = match transaction.open_table(META) {
         Ok(meta) => meta,
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(0),
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Opening::default()),
         Err(error) => return Err(error.into()),
     };
-    Ok(meta.get("format")?.map_or(0, |format| format.value()))
+    let number = |name| -> Result<u64, StorageError> {
+        Ok(meta.get(name)?.map_or(0, |number| number.value()))
+    };
+    Ok(Opening {
+        format: number("format")?,
+        log: number("log")?,
+        logged: number("logged")?,
+    })
+}
+
+/// Notes which log goes with the store; 0 for none.
+pub(super) fn set_log(store: &WriteTransaction, salt: u64) -> Result<(), StorageError> {
+    let format = match salt {
+        0 => FORMAT_WITHOUT_LOG,
+        _ => FORMAT,
+    };
+    let mut meta = store.open_table(META)?;
+    meta.insert("log", salt)?;
+    meta.insert("format", format)?;
+    Ok(())
+}
+
+/// Notes the last record of the log that the store has.
+pub(super) fn set_logged(store: &WriteTransaction, record: u64) -> Result<(), StorageError> {
+    store.open_table(META)?.insert("logged", record)?;
+    Ok(())
 }
 
 /// How often directives changed.
@@ -309,46 +283,27 @@ pub(super) fn directed(transaction: &ReadTransaction) -> Result<u64, StorageErro
 /// Creates what is missing and reads the state that the engine starts with. It reads no bodies, so
 /// it takes the same time however full the queues are. Only an opening after an earlier version reads all jobs.
 pub(super) fn prepare(
-    transaction: &WriteTransaction,
+    transaction: &Transaction,
     targets: &[String],
 ) -> Result<Start, StorageError> {
     let mut tables = Tables::new(transaction);
-    // A reader does not create tables, so they must exist.
-    tables.ready.open()?;
-    tables.waiting.open()?;
-    tables.kept.open()?;
-    tables.jobs.open()?;
-    tables.listed.open()?;
-    tables.outlines.open()?;
-    tables.open.open()?;
-    tables.submissions.open()?;
-    tables.slices.open()?;
-    tables.buckets.open()?;
-    tables.ended.open()?;
-    tables.parks.open()?;
-    tables.template_names.open()?;
-    tables.templates.open()?;
-    tables.reasons.open()?;
-    tables.trails.open()?;
-    tables.ids.open()?;
-    tables.directives.open()?;
+    tables.create()?;
     let meta = tables.meta.open()?;
-    let number = |meta: &Table<'_, &'static str, u64>, name: &str| -> Result<u64, StorageError> {
+    let number = |meta: &LoggedTable<'_, &'static str, u64>, name: &str| -> Result<u64, StorageError> {
         Ok(meta.get(name)?.map_or(0, |value| value.value()))
     };
     let opening = number(meta, "opening")? + 1;
     let next_life = number(meta, "life")?;
     let next_seq = number(meta, "seq")?;
     let outlined = number(meta, "outlined")?;
-    meta.insert("format", FORMAT)?;
     meta.insert("opening", opening)?;
     meta.insert("outlined", opening)?;
     if outlined + 1 != opening {
         listing::rebuild(&mut tables)?;
     }
 
-    let queues = prepare_queues(transaction, &mut tables, targets)?;
-    let claims = Claims::load(tables.claims.open()?, opening)?;
+    let queues = prepare_queues(&mut tables, targets)?;
+    let claims = Claims::load(&**tables.claims.open()?, opening)?;
     Ok(Start {
         queues,
         claims,
@@ -358,7 +313,6 @@ pub(super) fn prepare(
 }
 
 fn prepare_queues(
-    transaction: &WriteTransaction,
     tables: &mut Tables<'_>,
     targets: &[String],
 ) -> Result<Queues, StorageError> {
@@ -367,7 +321,7 @@ fn prepare_queues(
         .copied()
         .map(jobs_queue)
         .chain(targets.iter().flat_map(|it| Lane::all(it)).map(lane_queue));
-    let mut known = transaction.open_table(QUEUES)?;
+    let known = tables.queues.open()?;
     let mut queues = Queues::default();
     let mut next = 0;
     for row in known.iter()? {

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use redb::backends::FileBackend;
-use redb::{BackendError, StorageBackend};
+use redb::{BackendError, DatabaseError, StorageBackend};
 use tokio::time::timeout;
 
+use super::log::LogFile;
+use super::transaction::Transaction;
 use super::*;
 use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
 use crate::domain::lane::{Lane, LaneClass, Priority};
@@ -52,6 +54,16 @@ impl Folder {
 
     fn open(&self) -> Engine {
         Engine::open(&self.settings()).unwrap()
+    }
+
+    /// What a kill would leave now.
+    fn copy(&self) -> Self {
+        let copy = Self::new();
+        std::fs::create_dir(&copy.0).unwrap();
+        for file in ["fanwise.redb", "fanwise.log"] {
+            std::fs::copy(self.0.join(file), copy.0.join(file)).unwrap();
+        }
+        copy
     }
 }
 
@@ -266,19 +278,42 @@ fn open_in(folder: &Folder, weather: &Arc<Conditions>) -> Engine {
 }
 
 fn open_cached(folder: &Folder, weather: &Arc<Conditions>, cache: usize) -> Engine {
-    let weather = Arc::clone(weather);
-    let opener = move |file: &Path| {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(file)
-            .map_err(redb::StorageError::from)?;
-        let disk = FailingDisk(FileBackend::new(file)?, Arc::clone(&weather));
-        builder().set_cache_size(cache).create_with_backend(disk)
+    let opener = FailingOpener {
+        weather: Arc::clone(weather),
+        cache,
     };
     Engine::open_on(&folder.settings(), Box::new(opener)).unwrap()
+}
+
+struct FailingOpener {
+    weather: Arc<Conditions>,
+    cache: usize,
+}
+
+impl FailingOpener {
+    fn file(&self, path: &Path) -> Result<FailingDisk, DatabaseError> {
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false);
+        let file = options.open(path).map_err(redb::StorageError::from)?;
+        Ok(FailingDisk(FileBackend::new(file)?, Arc::clone(&self.weather)))
+    }
+}
+
+impl Opener for FailingOpener {
+    fn store(&self, path: &Path) -> Result<Database, DatabaseError> {
+        let mut builder = builder();
+        builder.set_cache_size(self.cache);
+        builder.create_with_backend(self.file(path)?)
+    }
+
+    fn log(&self, path: &Path) -> Result<LogFile, DatabaseError> {
+        Ok(Box::new(self.file(path)?))
+    }
+
+    /// So short that it begins again now and then.
+    fn log_bytes(&self) -> u64 {
+        16 * 1024
+    }
 }
 
 async fn until_ok<T, E: fmt::Debug>(mut act: impl AsyncFnMut() -> Result<T, E>) -> T {
@@ -526,9 +561,7 @@ async fn a_store_found_damaged_is_not_used_any_more() {
         engine.close().await;
 
         // On a disk that reads what was written, all of it is there.
-        let copy = Folder::new();
-        std::fs::create_dir(&copy.0).unwrap();
-        std::fs::copy(store_of(&folder), store_of(&copy)).unwrap();
+        let copy = folder.copy();
         let engine = copy.open();
         let session = engine.broker().connect().await.unwrap();
         let mut consumer = session.consume(Source::Lane(lane()), 0).await.unwrap();
@@ -558,6 +591,146 @@ async fn a_panic_in_a_step_costs_that_step_alone() {
     for body in ["before", "after"] {
         assert_eq!(next(&mut consumer).await.body, body);
     }
+    engine.close().await;
+}
+
+// ---------------------------------------------------------------------------------------------
+// The log
+// ---------------------------------------------------------------------------------------------
+
+/// Every row that readers see, but for those that each opening counts.
+async fn rows(engine: &Engine) -> Vec<tables::Row> {
+    let mut rows = engine.0.read(tables::rows).await.unwrap();
+    rows.retain(|(table, _, _)| table != "meta");
+    rows
+}
+
+/// What a kill at this moment would leave, and the rows that readers see at it.
+async fn killed(folder: &Folder, engine: &Engine) -> (Folder, Vec<tables::Row>) {
+    let started = Instant::now();
+    loop {
+        // Acks are written when nobody waits for them.
+        let before = rows(engine).await;
+        let copy = folder.copy();
+        if rows(engine).await == before {
+            return (copy, before);
+        }
+        assert!(started.elapsed() < PATIENCE);
+    }
+}
+
+/// Whatever an engine did, and however often its log began again, a kill leaves every row as readers
+/// saw it.
+#[tokio::test]
+async fn a_kill_leaves_every_row_as_it_was() {
+    let folder = Folder::new();
+    let engine = open_cached(&folder, &Arc::default(), 1 << 20);
+    let (store, session) = (engine.store(), engine.broker().connect().await.unwrap());
+    let mut consumer = session.consume(Source::Lane(lane()), 4).await.unwrap();
+    let mut random = fastrand::Rng::with_seed(11);
+    let (head, everyone) = (head("killed"), people(2_000));
+    store.accept(&submission(&head, 2_000)).await.unwrap();
+    for (number, some) in everyone.chunks(20).enumerate() {
+        publish(&session, &"x".repeat(random.usize(1..3_000)))
+            .await
+            .unwrap();
+        if random.bool() {
+            next(&mut consumer).await.ack().await.unwrap();
+        }
+        let id = SliceId::new("s", number as u32 / 10);
+        let slice = slice_ref(&head, &id, 200);
+        claim(&store, slice, 1, some).await.unwrap();
+        let outcomes: Vec<_> = some[..random.usize(..some.len())]
+            .iter()
+            .map(|it| (*it, *random.choice(&[Outcome::Sent, Outcome::Failed]).unwrap()))
+            .collect();
+        let settle = Settle {
+            outcomes: &outcomes,
+            ..Settle::of(slice, Owner(1))
+        };
+        store.settle(settle).await.unwrap();
+        if number % 9 == 0 {
+            let (copy, before) = killed(&folder, &engine).await;
+            // A second kill, before the first opening has written anything.
+            let first = copy.open();
+            let (again, _) = killed(&copy, &first).await;
+            assert!(rows(&first).await == before, "after {number}");
+            let second = again.open();
+            assert!(rows(&second).await == before, "again after {number}");
+            first.close().await;
+            second.close().await;
+        }
+    }
+    engine.close().await;
+}
+
+/// The log is missed when the store needs it, and only then.
+#[tokio::test]
+async fn a_store_needs_its_own_log_unless_it_was_closed() {
+    let folder = Folder::new();
+    let engine = folder.open();
+    let session = engine.broker().connect().await.unwrap();
+    publish(&session, "a").await.unwrap();
+    let ready = async |engine: &Engine| {
+        let depths = engine.depths().await.unwrap();
+        depths.iter().find(|it| it.queue == "send.im.express").unwrap().ready
+    };
+    let log = |folder: &Folder| folder.0.join("fanwise.log");
+    let refused = |folder: &Folder| {
+        let error = Engine::open(&folder.settings()).err().unwrap();
+        assert!(matches!(error, OpenError::Refused { .. }), "{error:?}");
+        std::error::Error::source(&error).unwrap().to_string()
+    };
+
+    let (other, _) = killed(&folder, &engine).await;
+    let format = |transaction: &ReadTransaction| Ok(tables::opening(transaction)?.format);
+    let format = engine.0.read(format).await.unwrap();
+    assert_eq!(format, tables::FORMAT, "a version that knows no log refuses it");
+    let (copy, _) = killed(&folder, &engine).await;
+    engine.close().await;
+    std::fs::remove_file(log(&copy)).unwrap();
+    assert!(refused(&copy).contains("is missing"));
+    let stranger = Folder::new();
+    stranger.open().close().await;
+    std::fs::copy(log(&stranger), log(&copy)).unwrap();
+    assert!(refused(&copy).contains("belongs to another store"));
+    std::fs::copy(log(&other), log(&copy)).unwrap();
+    let engine = copy.open();
+    assert_eq!(ready(&engine).await, 1, "with the right log again");
+    engine.close().await;
+    File::create(log(&other)).unwrap();
+    let engine = other.open();
+    assert_eq!(ready(&engine).await, 0, "someone chose to go on without the log");
+    engine.close().await;
+
+    std::fs::remove_file(log(&folder)).unwrap();
+    let engine = folder.open();
+    assert_eq!(ready(&engine).await, 1, "it was closed in order");
+    engine.close().await;
+}
+
+/// A copy of the store does not take what the log of its folder says.
+#[tokio::test]
+async fn a_restored_copy_is_of_the_moment_when_it_was_made() {
+    let folder = Folder::new();
+    let engine = folder.open();
+    let session = engine.broker().connect().await.unwrap();
+    publish(&session, "before").await.unwrap();
+    let path = folder.0.with_extension("copy");
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true);
+    let broker = engine.broker();
+    crate::ports::Backup::copy_to(&broker, options.open(&path).unwrap()).unwrap();
+    publish(&session, "after").await.unwrap();
+    let (killed, _) = killed(&folder, &engine).await;
+    engine.close().await;
+    std::fs::rename(&path, store_of(&killed)).unwrap();
+    let engine = killed.open();
+    let session = engine.broker().connect().await.unwrap();
+    let mut consumer = session.consume(Source::Lane(lane()), 0).await.unwrap();
+    assert_eq!(next(&mut consumer).await.body, "before");
+    publish(&session, "later").await.unwrap();
+    assert_eq!(next(&mut consumer).await.body, "later");
     engine.close().await;
 }
 
@@ -614,13 +787,16 @@ async fn what_is_no_data_folder_is_refused_with_advice() {
     assert!(error.to_string().contains("fanwise.redb"), "{error}");
     std::fs::remove_file(folder.0.join("fanwise.redb")).unwrap();
 
-    let engine = folder.open();
-    engine
-        .0
-        .write(0, |work| work.tables.set_format(tables::FORMAT + 1))
-        .await
-        .unwrap();
-    engine.close().await;
+    folder.open().close().await;
+    let store = builder().open(store_of(&folder)).unwrap();
+    let newer = store.begin_write().unwrap();
+    let mut meta = newer.open_table(tables::META).unwrap();
+    // A version that knows no log opens what was closed in order.
+    let before = meta.insert("format", tables::FORMAT + 1).unwrap();
+    assert_eq!(before.map(|format| format.value()), Some(1));
+    drop(meta);
+    newer.commit().unwrap();
+    drop(store);
     let error = Engine::open(&folder.settings()).err().unwrap();
     assert!(matches!(error, OpenError::Newer { .. }), "{error:?}");
 }
@@ -829,18 +1005,19 @@ async fn jobs_of_an_earlier_version_are_listed_by_their_outlines() {
     engine.close().await;
     // An opening of an earlier version, which forgets a job and accepts another one.
     let database = builder().open(store_of(&folder)).unwrap();
-    let transaction = database.begin_write().unwrap();
+    let transaction = Transaction::new(database.begin_write().unwrap());
     {
-        let mut outlines = transaction.open_table(tables::OUTLINES).unwrap();
-        let mut open = transaction.open_table(tables::OPEN).unwrap();
+        let mut tables = tables::Tables::new(&transaction);
+        let outlines = tables.outlines.open().unwrap();
+        let open = tables.open.open().unwrap();
         outlines.retain(|_, _| false).unwrap();
         open.retain(|_, _| false).unwrap();
         let ghost = JobId::of("shop", "ghost").to_string();
         outlines.insert((7, ghost.as_str()), "shop\nim").unwrap();
         open.insert((7, ghost.as_str()), "shop\nim").unwrap();
-        tables::Tables::new(&transaction).open_once_more().unwrap();
+        tables.open_once_more().unwrap();
     }
-    transaction.commit().unwrap();
+    transaction.into_parts().0.commit().unwrap();
     drop(database);
     let engine = folder.open();
     let store = engine.store();
@@ -922,7 +1099,8 @@ async fn a_damaged_store_is_refused_with_what_to_do() {
             bytes[place] ^= random.u8(1..);
         }
         if let Some(said) = refused(&bytes).await {
-            let told = said.contains("move it away") || said.contains("newer fanwise");
+            let told = ["move it away", "newer fanwise", "its log"];
+            let told = told.iter().any(|told| said.contains(told));
             assert!(told, "{said}");
         }
     }
@@ -948,7 +1126,7 @@ async fn the_files_are_for_their_owner_only() {
     let made = used().await;
     let of_folder = std::fs::metadata(&made.0).unwrap().permissions().mode();
     assert_eq!(of_folder & 0o777, 0o700);
-    assert_eq!(modes(&made), [0o600, 0o600]);
+    assert_eq!(modes(&made), [0o600; 3]);
 
     // A volume that was mounted, with files of an older version.
     let there = used().await;
@@ -958,7 +1136,7 @@ async fn the_files_are_for_their_owner_only() {
         std::fs::set_permissions(path, Permissions::from_mode(0o664)).unwrap();
     }
     let engine = there.open();
-    assert_eq!(modes(&there), [0o600, 0o600]);
+    assert_eq!(modes(&there), [0o600; 3]);
     engine.close().await;
     let of_folder = std::fs::metadata(&there.0).unwrap().permissions().mode();
     assert_eq!(of_folder & 0o777, 0o755, "it may have another use");

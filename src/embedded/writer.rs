@@ -20,7 +20,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use redb::{ReadableTable as _, WriteTransaction};
+use redb::ReadableTable as _;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::claims::Claims;
@@ -29,6 +29,7 @@ use super::deliveries::{Change, Deliveries, Out, Place};
 use super::disk::{Disk, FolderLock, StorageError};
 use super::sweep;
 use super::tables::{Queues, Tables};
+use super::transaction::Transaction;
 use crate::clock::now_ms;
 
 /// Callers that may wait for the writer at a time; further callers wait before they hand anything
@@ -589,7 +590,7 @@ impl Writer {
     /// `step`: the step that is being applied.
     fn apply(
         &mut self,
-        transaction: &WriteTransaction,
+        transaction: &Transaction,
         group: &mut [Box<dyn Step>],
         step: &mut Option<usize>,
     ) -> Result<BTreeMap<u32, Change>, StorageError> {
