@@ -298,9 +298,11 @@ metrics! {
     certificate: GaugeVec("fanwise_certificate_expires_timestamp_seconds")
         = "When the certificate of the HTTP interface expires";
     store_bytes: IntGaugeVec("fanwise_store_bytes")
-        = "Size of the file of the embedded engine";
+        = "Size of the files of the embedded engine";
     store_free: IntGaugeVec("fanwise_store_free_bytes")
         = "Free bytes on the disk of the embedded engine";
+    store_written: IntCounterVec("fanwise_store_written_bytes_total")
+        = "Bytes that the embedded engine has written to its files";
     commit_seconds: HistogramVec("fanwise_store_commit_duration_seconds"; STEPS)
         = "Time of a commit of the embedded engine";
 }

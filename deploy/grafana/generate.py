@@ -250,7 +250,8 @@ SERVERS = [
         graph("Free disk of the broker", [("min(rabbitmq_disk_space_available_bytes)", "free")], "From the plugin rabbitmq_prometheus.", unit="bytes", alert="DiskLow"),
     ]),
     ("Embedded engine", [
-        graph("File", [("max by (instance) (fanwise_store_bytes{@n})", "{{instance}}")], "It does not shrink; the space inside is used again.", unit="bytes", alert="DiskLow"),
+        graph("Files", [("max by (instance) (fanwise_store_bytes{@n})", "{{instance}}")], "They do not shrink; the space inside is used again.", unit="bytes", alert="DiskLow"),
+        graph("Written", [("sum by (instance) (rate(fanwise_store_written_bytes_total{@n}[$__rate_interval]))", "{{instance}}")], "What the engine writes to its files. It wears a disk.", unit="Bps"),
         graph("Free disk", [("min by (instance) (fanwise_store_free_bytes{@n})", "{{instance}}")], "When it is full, nothing is accepted.", unit="bytes", alert="DiskLow"),
         graph("Commits", quantiles("fanwise_store_commit_duration_seconds"), "Above some tens of ms: the disk is slow or busy. Give `embedded.dir` a faster one.", unit="s", steps=(0.1, 0.5)),
     ]),

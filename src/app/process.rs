@@ -89,15 +89,15 @@ impl<S: Store> Process<S> {
         })
     }
 
-    /// Shows the file and the commits of the embedded engine in the metrics.
+    /// Shows the files and the commits of the embedded engine in the metrics.
     pub(super) fn show_engine(&mut self, engine: &Engine) {
         let metrics = Arc::clone(&self.context.metrics);
         engine.on_commit(move |took| metrics.commit(took));
         let (metrics, engine) = (Arc::clone(&self.context.metrics), engine.clone());
         self.refresh.push(Box::new(move || {
             // Without the folder nothing else works either, and the log says so.
-            if let Ok((bytes, free)) = engine.usage() {
-                metrics.store(bytes, free);
+            if let Ok(usage) = engine.usage() {
+                metrics.store(usage.bytes, usage.free, usage.written);
             }
         }));
     }

@@ -16,7 +16,7 @@ use redb::{
 
 use super::damage::sheltered;
 use super::disk::{Disk, StorageError};
-use super::{EmbeddedBroker, builder, tables};
+use super::{EmbeddedBroker, tables};
 use crate::ports::{Backup, BackupError};
 
 /// Rows in one commit of the copy, so that a large store needs little memory.
@@ -38,7 +38,7 @@ impl Backup for EmbeddedBroker {
 /// way. Returns the number of its jobs. Blocks the thread.
 pub fn check_copy(file: &Path) -> Result<u64, BackupError> {
     let checked = sheltered(|| {
-        let mut copy = builder().open(file)?;
+        let mut copy = Database::open(file)?;
         if !copy.check_integrity()? {
             return Err(StorageError::broken("its checksums are wrong"));
         }
@@ -65,7 +65,7 @@ impl EmbeddedBroker {
 fn copy(from: &ReadTransaction, file: File) -> Result<(), StorageError> {
     let copy = Copy {
         from,
-        to: builder().create_with_backend(FileBackend::new(file)?)?,
+        to: Database::builder().create_with_backend(FileBackend::new(file)?)?,
     };
     tables::copy_each(&copy)?;
     copy.check_complete()?;

@@ -8,11 +8,12 @@
 //! value before. Numbers are varints of seven bits a byte, the lowest first.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use super::disk::StorageError;
 
-/// Keys and values of one transaction that are kept; more are not worth a second copy in the log.
-const BYTES_MAX: usize = 256 * 1024;
+/// Most bytes of keys and values that are kept of one transaction.
+const BYTES_MAX: usize = 4 * 1024 * 1024;
 
 const GONE: u8 = 0;
 const VALUE: u8 = 1;
@@ -40,20 +41,25 @@ impl Changes {
         before: Option<&[u8]>,
         after: Option<&[u8]>,
     ) {
-        let length = |value: Option<&[u8]>| value.map_or(0, <[u8]>::len);
-        self.bytes += key.len() + length(before) + length(after);
         if self.is_large() {
-            self.rows.clear();
             return;
         }
-        let after = after.map(<[u8]>::to_vec);
-        self.rows
-            .entry((table, key.to_vec()))
-            .and_modify(|row| row.after.clone_from(&after))
-            .or_insert_with(|| Row {
-                before: before.map(<[u8]>::to_vec),
-                after,
-            });
+        let row = match self.rows.entry((table, key.to_vec())) {
+            Entry::Occupied(row) => row.into_mut(),
+            Entry::Vacant(row) => {
+                self.bytes += key.len() + before.map_or(0, <[u8]>::len);
+                row.insert(Row {
+                    before: before.map(<[u8]>::to_vec),
+                    after: None,
+                })
+            }
+        };
+        let replaced = row.after.as_ref().map_or(0, Vec::len);
+        self.bytes = self.bytes - replaced + after.map_or(0, <[u8]>::len);
+        row.after = after.map(<[u8]>::to_vec);
+        if self.is_large() {
+            self.rows.clear();
+        }
     }
 
     /// Whether they are too many to be written down.
@@ -277,8 +283,18 @@ mod tests {
     #[test]
     fn a_row_is_written_once_and_only_if_it_changed() {
         let mut changes = Changes::default();
-        changes.note(1, b"counted", Some(b"a long value 1"), Some(b"a long value 2"));
-        changes.note(1, b"counted", Some(b"a long value 2"), Some(b"a long value 3"));
+        changes.note(
+            1,
+            b"counted",
+            Some(b"a long value 1"),
+            Some(b"a long value 2"),
+        );
+        changes.note(
+            1,
+            b"counted",
+            Some(b"a long value 2"),
+            Some(b"a long value 3"),
+        );
         changes.note(1, b"as before", Some(b"1"), Some(b"2"));
         changes.note(1, b"as before", Some(b"2"), Some(b"1"));
         changes.note(1, b"came and went", None, Some(b"1"));
@@ -316,7 +332,9 @@ mod tests {
             &[1, 0, 9, b'k'],
             &[1, 0, 1, b'k'],
             &[1, 0, 1, b'k', 7],
-            &[1, 0, 1, b'k', VALUE, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
+            &[
+                1, 0, 1, b'k', VALUE, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+            ],
             &[1, 0, 1, b'k', PATCH, 3, 99, 0, 0],
         ];
         for bytes in cases {

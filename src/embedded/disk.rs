@@ -7,57 +7,29 @@
 //!
 //! After an error of the disk the store refuses everything, so [`Disk::reopen`] opens it again, and
 //! does again what the log says: it holds everything that was committed and nothing else.
-//!
-//! Only the owner can read the files, since they hold messages and recipients.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Write as _};
-#[cfg(unix)]
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
-use redb::backends::FileBackend;
-use redb::{Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _};
+use redb::{Database, Durability, ReadTransaction, ReadableDatabase as _, StorageBackend as _};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::builder;
 use super::changes;
 use super::damage::sheltered;
-use super::log::{Log, LogFile};
+use super::files::{Counted, Opener, private};
+use super::log::Log;
 use super::tables::{self, FORMAT};
 use super::transaction::Transaction;
 
 const STORE: &str = "fanwise.redb";
 const LOG: &str = "fanwise.log";
 const LOCK: &str = "fanwise.lock";
-
-/// Opens the files of a data folder, now and each time after the disk has failed.
-pub(super) trait Opener: Send + Sync {
-    fn store(&self, path: &Path) -> Result<Database, DatabaseError>;
-    fn log(&self, path: &Path) -> Result<LogFile, DatabaseError>;
-
-    /// The length of a new log.
-    fn log_bytes(&self) -> u64 {
-        8 * 1024 * 1024
-    }
-}
-
-pub(super) struct FileOpener;
-
-impl Opener for FileOpener {
-    fn store(&self, path: &Path) -> Result<Database, DatabaseError> {
-        builder().create(path)
-    }
-
-    fn log(&self, path: &Path) -> Result<LogFile, DatabaseError> {
-        let file = private_file(path).map_err(redb::StorageError::Io)?;
-        Ok(Box::new(FileBackend::new(file)?))
-    }
-}
 
 /// Why a data folder cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -166,38 +138,64 @@ storage_error_from!(
 #[derive(Debug)]
 pub(super) struct FolderLock(#[expect(dead_code, reason = "held for its lock")] File);
 
+/// The files of a data folder.
+struct Files {
+    folder: PathBuf,
+    opener: Box<dyn Opener>,
+    written: Arc<AtomicU64>,
+}
+
+impl Files {
+    fn store(&self) -> PathBuf {
+        self.folder.join(STORE)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.join(LOG)
+    }
+
+    fn open(&self, path: &Path) -> Result<Counted, StorageError> {
+        Ok(Counted {
+            file: self.opener.open(path)?,
+            written: Arc::clone(&self.written),
+        })
+    }
+}
+
 /// The store, with the log of what it has not written yet.
-struct Open {
+struct LoggedStore {
     store: Database,
     log: Mutex<Log>,
 }
 
-impl Open {
-    fn open(folder: &Path, opener: &dyn Opener) -> Result<Self, StorageError> {
-        let store = opener.store(&folder.join(STORE))?;
+impl LoggedStore {
+    fn open(files: &Files) -> Result<Self, StorageError> {
+        let store = Database::builder()
+            .set_cache_size(files.opener.cache_bytes())
+            .create_with_backend(files.open(&files.store())?)?;
         let opening = tables::opening(&store.begin_read()?)?;
         if opening.format > FORMAT {
             return Err(StorageError::Newer(opening.format));
         }
-        let path = folder.join(LOG);
-        let is_there = path.exists();
-        if opening.log != 0 && !is_there {
+        let path = files.log();
+        let needs_log = opening.log != 0;
+        if needs_log && !path.exists() {
             return Err(StorageError::NoLog("is missing"));
         }
-        let file = opener.log(&path)?;
-        let is_empty = || Ok::<_, redb::StorageError>(file.len()? == 0);
-        if opening.log != 0 && is_empty()? {
-            tracing::warn!(
-                log = %path.display(),
-                "the log is empty: fanwise goes on without what it accepted and recorded last"
-            );
-        } else if opening.log != 0 {
+        let file = files.open(&path)?;
+        if needs_log && file.len().map_err(redb::StorageError::Io)? > 0 {
             let log = redo(&store, file, &opening)?.map(Mutex::new);
             let log = log.ok_or(StorageError::NoLog("belongs to another store"))?;
             return Ok(Self { store, log });
         }
-        let log = Log::create(file, opener.log_bytes(), opening.logged + 1)?;
-        sync_names(folder).map_err(redb::StorageError::Io)?;
+        if needs_log {
+            tracing::warn!(
+                log = %path.display(),
+                "the log is empty: fanwise goes on without what it accepted and recorded last"
+            );
+        }
+        let log = Log::create(file, files.opener.log_bytes(), opening.logged + 1)?;
+        sync_names(&files.folder).map_err(redb::StorageError::Io)?;
         let first = store.begin_write()?;
         tables::set_log(&first, log.salt())?;
         first.commit()?;
@@ -244,7 +242,7 @@ enum Committed {
 /// Opens the log of a store, and does again what it says; `None` if it belongs to another store.
 fn redo(
     store: &Database,
-    file: LogFile,
+    file: Counted,
     opening: &tables::Opening,
 ) -> Result<Option<Log>, StorageError> {
     let mut transaction = store.begin_write()?;
@@ -273,14 +271,14 @@ fn in_memory(transaction: &mut redb::WriteTransaction) -> Result<(), StorageErro
 }
 
 enum Store {
-    Open(Box<Open>),
+    Open(Box<LoggedStore>),
     /// It could not be opened again yet.
     Failed(StorageError),
     Closed,
 }
 
 impl Store {
-    fn get(&self) -> Result<&Open, StorageError> {
+    fn get(&self) -> Result<&LoggedStore, StorageError> {
         match self {
             Self::Open(open) => Ok(open),
             Self::Failed(error) => Err(error.clone()),
@@ -289,10 +287,19 @@ impl Store {
     }
 }
 
+/// What the engine takes of its disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Bytes that the disk has left.
+    pub free: u64,
+    /// Bytes that were written to the files since the engine was opened.
+    pub written: u64,
+}
+
 pub(super) struct Disk {
-    folder: PathBuf,
-    file: PathBuf,
-    opener: Box<dyn Opener>,
+    files: Files,
     store: RwLock<Store>,
     error: Mutex<Option<String>>,
     /// Whether the last attempt to write failed.
@@ -317,8 +324,13 @@ impl Disk {
         // Every process that opens a folder leaves this file in it.
         let was_used = folder.join(LOCK).exists();
         let lock = lock(folder, failed)?;
-        let file = folder.join(STORE);
-        let is_new = private_file(&file)
+        let files = Files {
+            folder: folder.to_owned(),
+            opener,
+            written: Arc::default(),
+        };
+        let file = files.store();
+        let is_new = private(&file)
             .and_then(|file| Ok(file.metadata()?.len() == 0))
             .map_err(|error| unusable(&file, redb::StorageError::Io(error).into()))?;
         if was_used && is_new {
@@ -329,12 +341,10 @@ impl Disk {
                  that is not intended, stop it and put the file back"
             );
         }
-        let opened = sheltered(|| Open::open(folder, &*opener));
+        let opened = sheltered(|| LoggedStore::open(&files));
         let open = opened.map_err(|error| unusable(&file, error))?;
         let disk = Self {
-            folder: folder.to_owned(),
-            file,
-            opener,
+            files,
             store: RwLock::new(Store::Open(Box::new(open))),
             error: Mutex::new(None),
             blocked: watch::Sender::new(false),
@@ -353,12 +363,12 @@ impl Disk {
             self.commit(transaction)?;
             Ok(start)
         });
-        prepared.map_err(|error| unusable(&self.file, error))
+        prepared.map_err(|error| unusable(&self.files.store(), error))
     }
 
     pub(super) fn open_error(&self, source: io::Error) -> OpenError {
         OpenError::Folder {
-            folder: self.folder.clone(),
+            folder: self.files.folder.clone(),
             source,
         }
     }
@@ -390,11 +400,14 @@ impl Disk {
         Ok(())
     }
 
-    /// Bytes of the files, and free bytes of their disk.
-    pub(super) fn usage(&self) -> io::Result<(u64, u64)> {
-        let disk = rustix::fs::statvfs(&self.folder)?;
-        let bytes = fs::metadata(&self.file)?.len() + fs::metadata(self.folder.join(LOG))?.len();
-        Ok((bytes, disk.f_bavail.saturating_mul(disk.f_frsize)))
+    pub(super) fn usage(&self) -> io::Result<Usage> {
+        let length = |path: PathBuf| Ok::<_, io::Error>(fs::metadata(path)?.len());
+        let disk = rustix::fs::statvfs(&self.files.folder)?;
+        Ok(Usage {
+            bytes: length(self.files.store())? + length(self.files.log())?,
+            free: disk.f_bavail.saturating_mul(disk.f_frsize),
+            written: self.files.written.load(Ordering::Relaxed),
+        })
     }
 
     /// Runs an action on the store. If it finds the store damaged, the store is not used any more.
@@ -428,7 +441,7 @@ impl Disk {
             return;
         }
         tracing::error!(
-            file = %self.file.display(),
+            file = %self.files.store().display(),
             "{error}; nothing more is written to it. Put back a copy of the data folder, or move \
              the file away and fanwise starts with an empty one"
         );
@@ -446,7 +459,7 @@ impl Disk {
             }
             // The old one is closed first: a file is opened only once.
             *store = Store::Closed;
-            match Open::open(&self.folder, &*self.opener) {
+            match LoggedStore::open(&self.files) {
                 Ok(open) => {
                     *store = Store::Open(Box::new(open));
                     Ok(())
@@ -489,7 +502,7 @@ impl Disk {
             (Some(error), false) => {
                 let cause = std::error::Error::source(error).map(ToString::to_string);
                 tracing::error!(
-                    folder = %self.folder.display(),
+                    folder = %self.files.folder.display(),
                     cause,
                     "{error}; nothing is accepted or sent until this is fixed, and nothing \
                      accepted is lost"
@@ -498,7 +511,7 @@ impl Disk {
                 self.blocked.send_replace(true);
             }
             (None, true) => {
-                tracing::info!(folder = %self.folder.display(), "the data folder is writable again");
+                tracing::info!(folder = %self.files.folder.display(), "the data folder is writable again");
                 *known = None;
                 self.blocked.send_replace(false);
             }
@@ -550,46 +563,8 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     builder.create(folder)
 }
 
-/// Opens a file of the data folder, and creates it if it is missing. Only its owner can read it,
-/// whatever the umask and its earlier modes.
-fn private_file(path: &Path) -> io::Result<File> {
-    let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    options.mode(PRIVATE);
-    let file = options.open(path)?;
-    #[cfg(unix)]
-    narrow(&file, path)?;
-    Ok(file)
-}
-
-/// Read and written by its owner only.
-#[cfg(unix)]
-const PRIVATE: u32 = 0o600;
-
-#[cfg(unix)]
-fn narrow(file: &File, path: &Path) -> io::Result<()> {
-    let mode = file.metadata()?.permissions().mode() & 0o777;
-    if mode & !PRIVATE == 0 {
-        return Ok(());
-    }
-    match file.set_permissions(fs::Permissions::from_mode(PRIVATE)) {
-        Ok(()) => tracing::info!(
-            file = %path.display(),
-            "the modes were {mode:o} and are {PRIVATE:o} now: the file holds messages and recipients"
-        ),
-        // The file belongs to another user, and this process may use it.
-        Err(error) => tracing::warn!(
-            file = %path.display(),
-            %error,
-            "others can read the file, and its modes cannot be changed from {mode:o} to {PRIVATE:o}"
-        ),
-    }
-    Ok(())
-}
-
 fn lock(folder: &Path, failed: impl Fn(io::Error) -> OpenError) -> Result<FolderLock, OpenError> {
-    let mut file = private_file(&folder.join(LOCK)).map_err(&failed)?;
+    let mut file = private(&folder.join(LOCK)).map_err(&failed)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {

@@ -15,25 +15,27 @@
 //! Each record is synced before the next is written. So a crash cuts the last one at most, and a
 //! record that cannot be read before others that can means that the file is damaged.
 
-use redb::StorageBackend;
+use redb::StorageBackend as _;
 use ring::digest;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::changes::Changes;
 use super::disk::StorageError;
+use super::files::Counted;
 use super::tables::number;
 
 /// The name of the format, and the salt.
 const HEAD: usize = 16;
 const FORMAT: &[u8; 8] = b"fanwlog1";
 
+/// Longest record. What is longer goes into the store at once, which is better than twice.
+const RECORD_MAX: usize = 256 * 1024;
+
 /// Salt, number, length and checksum of a record.
 const RECORD_HEAD: usize = 28;
 
-pub(super) type LogFile = Box<dyn StorageBackend>;
-
 pub(super) struct Log {
-    file: LogFile,
+    file: Counted,
     /// Its length.
     bytes: u64,
     salt: [u8; 8],
@@ -47,7 +49,7 @@ pub(super) struct Log {
 
 impl Log {
     /// Begins a log with a salt of its own. Its first record has the number `next`.
-    pub(super) fn create(file: LogFile, bytes: u64, next: u64) -> Result<Self, StorageError> {
+    pub(super) fn create(file: Counted, bytes: u64, next: u64) -> Result<Self, StorageError> {
         let mut salt = [0; 8];
         SystemRandom::new()
             .fill(&mut salt)
@@ -68,7 +70,7 @@ impl Log {
         Ok(Self::with(file, bytes, salt, next))
     }
 
-    fn with(file: LogFile, bytes: u64, salt: [u8; 8], next: u64) -> Self {
+    fn with(file: Counted, bytes: u64, salt: [u8; 8], next: u64) -> Self {
         Self {
             file,
             bytes,
@@ -83,7 +85,7 @@ impl Log {
     /// last one that the store has. Returns the log and the number of its last record. `None`: the
     /// file is the log of another store, or of none.
     pub(super) fn open(
-        file: LogFile,
+        file: Counted,
         salt: u64,
         last: u64,
         mut redo: impl FnMut(&[u8]) -> Result<(), StorageError>,
@@ -104,7 +106,8 @@ impl Log {
             }
             if record.number > last {
                 if record.number != last + 1 {
-                    let missing = format!("its log begins with {}, not {}", record.number, last + 1);
+                    let missing =
+                        format!("its log begins with {}, not {}", record.number, last + 1);
                     return Err(StorageError::Damaged(missing));
                 }
                 redo(record.changes)?;
@@ -134,7 +137,7 @@ impl Log {
         self.record.resize(RECORD_HEAD, 0);
         changes.write(&mut self.record);
         let end = at + self.record.len() as u64;
-        if end > self.bytes {
+        if end > self.bytes || self.record.len() > RECORD_MAX {
             return Ok(None);
         }
         let (head, changes) = self.record.split_at_mut(RECORD_HEAD);
@@ -204,6 +207,7 @@ impl<'a> Record<'a> {
 mod tests {
     use std::fs::{self, File};
     use std::path::PathBuf;
+    use std::sync::Arc;
 
     use redb::backends::FileBackend;
     use tempfile::TempDir;
@@ -220,11 +224,14 @@ mod tests {
         folder.path().join("log")
     }
 
-    fn file(folder: &TempDir) -> LogFile {
+    fn file(folder: &TempDir) -> Counted {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false);
         let file = options.open(path(folder)).unwrap();
-        Box::new(FileBackend::new(file).unwrap())
+        Counted {
+            file: Box::new(FileBackend::new(file).unwrap()),
+            written: Arc::default(),
+        }
     }
 
     fn changes(text: &str) -> Changes {
@@ -297,7 +304,7 @@ mod tests {
         place.log.restart();
         assert_eq!(place.log.append(&changes("one")).unwrap(), Some(1));
         let mut large = Changes::default();
-        large.note(1, b"key", None, Some(&vec![0; 2 * 1024 * 1024]));
+        large.note(1, b"key", None, Some(&vec![0; RECORD_MAX]));
         assert_eq!(place.log.append(&large).unwrap(), None);
         assert_eq!(place.log.append(&changes(&"x".repeat(4096))).unwrap(), None);
         assert_eq!(place.log.append(&changes("two")).unwrap(), Some(2));
@@ -316,7 +323,11 @@ mod tests {
             let mut bytes = whole.clone();
             bytes[cut..last].fill(0xee);
             place.set(&bytes);
-            assert_eq!(place.found(0).unwrap(), ["one", "two"].map(written), "{cut}");
+            assert_eq!(
+                place.found(0).unwrap(),
+                ["one", "two"].map(written),
+                "{cut}"
+            );
         }
     }
 
@@ -336,7 +347,10 @@ mod tests {
         let mut later = Log::create(file(&place.folder), 4096, 5).unwrap();
         later.restart();
         later.append(&changes("five")).unwrap();
-        let later = Place { log: later, ..place };
+        let later = Place {
+            log: later,
+            ..place
+        };
         assert!(matches!(later.found(2), Err(StorageError::Damaged(_))));
         assert_eq!(later.found(4).unwrap(), [written("five")]);
     }

@@ -5,7 +5,7 @@
 //! [`Quotas`](crate::ports::Quotas), [`FrequencyCaps`](crate::ports::FrequencyCaps) and
 //! [`Nonces`](crate::ports::Nonces) in one folder, for one machine without RabbitMQ and Redis.
 //!
-//! - `disk`: the data folder, its lock and the store in it; `log`: the commits that the store has not
+//! - `disk`: the data folder, its lock and the store in it; `files`: how it opens them; `log`: the commits that the store has not
 //!   written yet, and `changes`: what they changed; `damage`: panics of the store; `tables`: every
 //!   table and record; `transaction`: how the writer changes them.
 //! - `writer`: the one thread that writes. A caller hands it a step and waits. Steps that wait at
@@ -38,6 +38,7 @@ mod directives;
 mod disk;
 mod dispatch;
 mod edit_logs;
+mod files;
 mod frequency_caps;
 mod ledger;
 mod limiter;
@@ -66,7 +67,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redb::{Database, ReadTransaction};
+use redb::ReadTransaction;
 use serde::Serialize;
 use tokio::sync::{broadcast, oneshot};
 
@@ -74,12 +75,13 @@ pub use self::backup::check_copy;
 pub use self::broker::{
     EmbeddedBroker, EmbeddedConsumer, EmbeddedPublisher, EmbeddedSession, EngineEvent,
 };
-pub use self::disk::OpenError;
+pub use self::disk::{OpenError, Usage};
 pub use self::limiter::EmbeddedStore;
 pub use self::retained::EmbeddedFollower;
 
 use self::deliveries::Deliveries;
-use self::disk::{Disk, FileOpener, Opener, StorageError};
+use self::disk::{Disk, StorageError};
+use self::files::{FileOpener, Opener};
 use self::nonces::Seen;
 use self::pulse::Beats;
 use self::retained::Turns;
@@ -226,8 +228,7 @@ impl Engine {
         self.0.disk.on_commit(Box::new(act));
     }
 
-    /// Bytes of the files, and free bytes of their disk.
-    pub fn usage(&self) -> std::io::Result<(u64, u64)> {
+    pub fn usage(&self) -> std::io::Result<Usage> {
         self.0.disk.usage()
     }
 
@@ -290,13 +291,7 @@ impl Inner {
     }
 }
 
-/// How much of the file is kept in memory. The system's cache holds the rest while there is room:
-/// with four times as much, jobs of a million recipients were no faster.
+/// How much of the store is kept in memory. The system's cache holds the rest while there is room:
+/// with four times as much, jobs of a million recipients were no faster. Half of it is for pages that
+/// are not written yet: those of slices that are sent to meanwhile never are.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
-
-/// The settings of the store in production.
-fn builder() -> redb::Builder {
-    let mut builder = Database::builder();
-    builder.set_cache_size(CACHE_BYTES);
-    builder
-}

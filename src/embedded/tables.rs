@@ -289,9 +289,10 @@ pub(super) fn prepare(
     let mut tables = Tables::new(transaction);
     tables.create()?;
     let meta = tables.meta.open()?;
-    let number = |meta: &LoggedTable<'_, &'static str, u64>, name: &str| -> Result<u64, StorageError> {
-        Ok(meta.get(name)?.map_or(0, |value| value.value()))
-    };
+    let number =
+        |meta: &LoggedTable<'_, &'static str, u64>, name: &str| -> Result<u64, StorageError> {
+            Ok(meta.get(name)?.map_or(0, |value| value.value()))
+        };
     let opening = number(meta, "opening")? + 1;
     let next_life = number(meta, "life")?;
     let next_seq = number(meta, "seq")?;
@@ -312,10 +313,7 @@ pub(super) fn prepare(
     })
 }
 
-fn prepare_queues(
-    tables: &mut Tables<'_>,
-    targets: &[String],
-) -> Result<Queues, StorageError> {
+fn prepare_queues(tables: &mut Tables<'_>, targets: &[String]) -> Result<Queues, StorageError> {
     let wanted = Priority::ALL
         .iter()
         .copied()

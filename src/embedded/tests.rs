@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use redb::backends::FileBackend;
-use redb::{BackendError, DatabaseError, StorageBackend};
+use redb::{BackendError, Database, DatabaseError, StorageBackend};
 use tokio::time::timeout;
 
-use super::log::LogFile;
 use super::transaction::Transaction;
 use super::*;
 use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
@@ -290,24 +289,17 @@ struct FailingOpener {
     cache: usize,
 }
 
-impl FailingOpener {
-    fn file(&self, path: &Path) -> Result<FailingDisk, DatabaseError> {
+impl Opener for FailingOpener {
+    fn open(&self, path: &Path) -> Result<Box<dyn StorageBackend>, DatabaseError> {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false);
         let file = options.open(path).map_err(redb::StorageError::from)?;
-        Ok(FailingDisk(FileBackend::new(file)?, Arc::clone(&self.weather)))
-    }
-}
-
-impl Opener for FailingOpener {
-    fn store(&self, path: &Path) -> Result<Database, DatabaseError> {
-        let mut builder = builder();
-        builder.set_cache_size(self.cache);
-        builder.create_with_backend(self.file(path)?)
+        let file = FileBackend::new(file)?;
+        Ok(Box::new(FailingDisk(file, Arc::clone(&self.weather))))
     }
 
-    fn log(&self, path: &Path) -> Result<LogFile, DatabaseError> {
-        Ok(Box::new(self.file(path)?))
+    fn cache_bytes(&self) -> usize {
+        self.cache
     }
 
     /// So short that it begins again now and then.
@@ -642,7 +634,12 @@ async fn a_kill_leaves_every_row_as_it_was() {
         claim(&store, slice, 1, some).await.unwrap();
         let outcomes: Vec<_> = some[..random.usize(..some.len())]
             .iter()
-            .map(|it| (*it, *random.choice(&[Outcome::Sent, Outcome::Failed]).unwrap()))
+            .map(|it| {
+                (
+                    *it,
+                    *random.choice(&[Outcome::Sent, Outcome::Failed]).unwrap(),
+                )
+            })
             .collect();
         let settle = Settle {
             outcomes: &outcomes,
@@ -673,7 +670,11 @@ async fn a_store_needs_its_own_log_unless_it_was_closed() {
     publish(&session, "a").await.unwrap();
     let ready = async |engine: &Engine| {
         let depths = engine.depths().await.unwrap();
-        depths.iter().find(|it| it.queue == "send.im.express").unwrap().ready
+        depths
+            .iter()
+            .find(|it| it.queue == "send.im.express")
+            .unwrap()
+            .ready
     };
     let log = |folder: &Folder| folder.0.join("fanwise.log");
     let refused = |folder: &Folder| {
@@ -685,7 +686,11 @@ async fn a_store_needs_its_own_log_unless_it_was_closed() {
     let (other, _) = killed(&folder, &engine).await;
     let format = |transaction: &ReadTransaction| Ok(tables::opening(transaction)?.format);
     let format = engine.0.read(format).await.unwrap();
-    assert_eq!(format, tables::FORMAT, "a version that knows no log refuses it");
+    assert_eq!(
+        format,
+        tables::FORMAT,
+        "a version that knows no log refuses it"
+    );
     let (copy, _) = killed(&folder, &engine).await;
     engine.close().await;
     std::fs::remove_file(log(&copy)).unwrap();
@@ -700,7 +705,11 @@ async fn a_store_needs_its_own_log_unless_it_was_closed() {
     engine.close().await;
     File::create(log(&other)).unwrap();
     let engine = other.open();
-    assert_eq!(ready(&engine).await, 0, "someone chose to go on without the log");
+    assert_eq!(
+        ready(&engine).await,
+        0,
+        "someone chose to go on without the log"
+    );
     engine.close().await;
 
     std::fs::remove_file(log(&folder)).unwrap();
@@ -788,7 +797,7 @@ async fn what_is_no_data_folder_is_refused_with_advice() {
     std::fs::remove_file(folder.0.join("fanwise.redb")).unwrap();
 
     folder.open().close().await;
-    let store = builder().open(store_of(&folder)).unwrap();
+    let store = Database::open(store_of(&folder)).unwrap();
     let newer = store.begin_write().unwrap();
     let mut meta = newer.open_table(tables::META).unwrap();
     // A version that knows no log opens what was closed in order.
@@ -1004,7 +1013,7 @@ async fn jobs_of_an_earlier_version_are_listed_by_their_outlines() {
     engine.store().accept(&tagged).await.unwrap();
     engine.close().await;
     // An opening of an earlier version, which forgets a job and accepts another one.
-    let database = builder().open(store_of(&folder)).unwrap();
+    let database = Database::open(store_of(&folder)).unwrap();
     let transaction = Transaction::new(database.begin_write().unwrap());
     {
         let mut tables = tables::Tables::new(&transaction);

@@ -4,9 +4,7 @@ use std::borrow::Borrow;
 use std::cell::RefCell;
 use std::ops::Deref;
 
-use redb::{
-    AccessGuard, Key, ReadableTable as _, Table, TableDefinition, Value, WriteTransaction,
-};
+use redb::{AccessGuard, Key, ReadableTable as _, Table, TableDefinition, Value, WriteTransaction};
 
 use super::changes::{Change, Changes};
 use super::disk::StorageError;
@@ -90,7 +88,13 @@ impl<K: Key + 'static, V: Value + 'static> LoggedTable<'_, K, V> {
         let (key, value) = (key.borrow(), value.borrow());
         let before = self.table.insert(key, value)?;
         let after = V::as_bytes(value);
-        note::<K, V>(self.changes, self.number, key, &before, Some(after.as_ref()));
+        note::<K, V>(
+            self.changes,
+            self.number,
+            key,
+            &before,
+            Some(after.as_ref()),
+        );
         Ok(before)
     }
 
@@ -135,7 +139,9 @@ fn note<K: Key, V: Value>(
     let before = before.as_ref().map(AccessGuard::value);
     let before = before.as_ref().map(V::as_bytes);
     let before = before.as_ref().map(AsRef::as_ref);
-    changes.borrow_mut().note(table, key.as_ref(), before, after);
+    changes
+        .borrow_mut()
+        .note(table, key.as_ref(), before, after);
 }
 
 /// Changes a row as the log says.
@@ -170,7 +176,11 @@ pub(super) fn rows<K: Key + 'static, V: Value + 'static>(
     for row in transaction.open_table(definition)?.iter()? {
         let (key, value) = row?;
         let key = K::as_bytes(&key.value()).as_ref().to_vec();
-        rows.push((name.clone(), key, V::as_bytes(&value.value()).as_ref().to_vec()));
+        rows.push((
+            name.clone(),
+            key,
+            V::as_bytes(&value.value()).as_ref().to_vec(),
+        ));
     }
     Ok(())
 }

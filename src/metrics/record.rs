@@ -356,11 +356,13 @@ impl Metrics {
             .set(at as f64);
     }
 
-    /// The embedded engine's file and the disk below it.
-    pub fn store(&self, bytes: u64, free: u64) {
+    /// The embedded engine's files and the disk below them.
+    pub fn store(&self, bytes: u64, free: u64, written: u64) {
         let none: &[&str] = &[];
         self.store_bytes.with_label_values(none).set(bytes as i64);
         self.store_free.with_label_values(none).set(free as i64);
+        let counter = self.store_written.with_label_values(none);
+        counter.inc_by(written.saturating_sub(counter.get()));
     }
 
     /// The embedded engine made a commit.

@@ -223,7 +223,7 @@ fn fill(metrics: &Metrics) {
     }
     metrics.connections(0, 0);
     metrics.certificate_expires(0);
-    metrics.store(0, 0);
+    metrics.store(0, 0, 0);
     metrics.commit(Duration::ZERO);
 }
 
