@@ -292,6 +292,6 @@ impl Inner {
 }
 
 /// How much of the store is kept in memory. The system's cache holds the rest while there is room:
-/// with four times as much, jobs of a million recipients were no faster. Half of it is for pages that
-/// are not written yet: those of slices that are sent to meanwhile never are.
-const CACHE_BYTES: usize = 16 * 1024 * 1024;
+/// with three times as much, jobs of a million recipients were no faster. Half of it is for pages that
+/// are not written yet, and may never be, such as those of slices that are sent to meanwhile.
+const CACHE_BYTES: usize = 8 * 1024 * 1024;

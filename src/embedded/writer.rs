@@ -42,7 +42,7 @@ const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Most steps that are answered ahead of their commit: each further one applies them once more.
 const AHEAD_MAX: usize = 8;
 
-/// The pause between attempts to open a failed store again.
+/// The pause between attempts to write to a disk that fails. Each opens the store again.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Longest time that an ack, or a step that was answered ahead, waits for a commit of other steps.
@@ -355,8 +355,10 @@ pub(super) struct Writer {
     is_behind: Arc<AtomicBool>,
     /// When acks and these steps are written at the latest.
     owed_until: Instant,
-    /// When the last attempt to open the store failed, and why.
-    failed: Option<(Instant, StorageError)>,
+    /// Why the store could not be opened again, or not be read.
+    failed: Option<StorageError>,
+    /// The last commit that the disk refused, and why, as long as none was made since.
+    refused: Option<(Instant, StorageError)>,
     sweep: sweep::Round,
     sweep_at: Instant,
 }
@@ -375,6 +377,7 @@ impl Writer {
             is_behind: Arc::clone(&is_behind),
             owed_until: sweep_at,
             failed: None,
+            refused: None,
             sweep: sweep::Round::default(),
             sweep_at,
         };
@@ -421,6 +424,8 @@ impl Writer {
             }
         }
         if self.owes() {
+            // The last chance, however soon after a failure.
+            self.refused = None;
             self.commit(Vec::new());
         }
         // The dispatcher ends first, then the store is closed, then the folder is free for others.
@@ -513,6 +518,9 @@ impl Writer {
         if commits {
             group.append(&mut self.acks);
         }
+        if let Some(error) = self.pause(commits) {
+            return self.refuse(group, &error);
+        }
         while !group.is_empty() {
             match self.try_commit(&mut group, commits) {
                 Ok(()) => return self.answer(group, commits),
@@ -523,25 +531,38 @@ impl Writer {
                     self.reload();
                 }
                 Err((_, error)) => {
-                    self.parts.disk.note(Some(&error));
-                    for mut step in group {
-                        match step.is_answered() {
-                            true => self.owe(step),
-                            false => step.answer(Err(error.clone())),
-                        }
-                    }
-                    self.owed_until = Instant::now() + RETRY;
-                    self.recover();
-                    return;
+                    self.refuse(group, &error);
+                    self.refused = Some((Instant::now(), error));
+                    return self.recover();
                 }
             }
         }
+    }
+
+    /// The error of steps that come so soon after one that the disk refused that it is not tried.
+    fn pause(&self, commits: bool) -> Option<StorageError> {
+        let (at, error) = self.refused.as_ref()?;
+        let touches = commits || self.failed.is_some();
+        (touches && at.elapsed() < RETRY).then(|| error.clone())
+    }
+
+    /// Answers steps that the disk refused, and keeps those whose callers have their answers.
+    fn refuse(&mut self, group: Vec<Box<dyn Step>>, error: &StorageError) {
+        self.parts.disk.note(Some(error));
+        for mut step in group {
+            match step.is_answered() {
+                true => self.owe(step),
+                false => step.answer(Err(error.clone())),
+            }
+        }
+        self.owed_until = Instant::now() + RETRY;
     }
 
     /// Answers steps that were applied, and keeps those that are not committed.
     fn answer(&mut self, group: Vec<Box<dyn Step>>, committed: bool) {
         // Steps that write nothing do not show whether the disk is full.
         if committed {
+            self.refused = None;
             self.parts.disk.note(None);
         }
         let is_owed = |due: Due| !committed && due == Due::Next;
@@ -562,14 +583,11 @@ impl Writer {
         group: &mut [Box<dyn Step>],
         commits: bool,
     ) -> Result<(), (Option<usize>, StorageError)> {
-        if let Some((at, error)) = &self.failed {
-            if at.elapsed() < RETRY {
-                return Err((None, error.clone()));
-            }
+        if self.failed.is_some() {
             self.recover();
-            if let Some((_, error)) = &self.failed {
-                return Err((None, error.clone()));
-            }
+        }
+        if let Some(error) = &self.failed {
+            return Err((None, error.clone()));
         }
         let disk = Arc::clone(&self.parts.disk);
         let mut at = None;
@@ -624,7 +642,7 @@ impl Writer {
                 self.failed = None;
                 self.reload();
             }
-            Err(error) => self.failed = Some((Instant::now(), error)),
+            Err(error) => self.failed = Some(error),
         }
     }
 
@@ -634,7 +652,7 @@ impl Writer {
         let reloaded = disk.guarded(|| claims.reload(&disk.begin_read()?));
         if let Err(error) = reloaded {
             // Nothing is written until the claims are known.
-            self.failed = Some((Instant::now(), error));
+            self.failed = Some(error);
         }
     }
 
