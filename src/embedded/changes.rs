@@ -12,8 +12,12 @@ use std::collections::btree_map::Entry;
 
 use super::disk::StorageError;
 
+/// Most bytes that the log takes of one transaction. More is better in the store at once than first
+/// in the log and then there.
+pub(super) const WRITTEN_MAX: usize = 256 * 1024;
+
 /// Most bytes of keys and values that are kept of one transaction.
-const BYTES_MAX: usize = 4 * 1024 * 1024;
+const KEPT_MAX: usize = 8 * WRITTEN_MAX;
 
 const GONE: u8 = 0;
 const VALUE: u8 = 1;
@@ -41,7 +45,11 @@ impl Changes {
         before: Option<&[u8]>,
         after: Option<&[u8]>,
     ) {
+        if after.is_some_and(|after| after.len() > WRITTEN_MAX) {
+            self.bytes = usize::MAX;
+        }
         if self.is_large() {
+            self.rows.clear();
             return;
         }
         let row = match self.rows.entry((table, key.to_vec())) {
@@ -57,14 +65,11 @@ impl Changes {
         let replaced = row.after.as_ref().map_or(0, Vec::len);
         self.bytes = self.bytes - replaced + after.map_or(0, <[u8]>::len);
         row.after = after.map(<[u8]>::to_vec);
-        if self.is_large() {
-            self.rows.clear();
-        }
     }
 
     /// Whether they are too many to be written down.
     pub(super) fn is_large(&self) -> bool {
-        self.bytes > BYTES_MAX
+        self.bytes > KEPT_MAX
     }
 
     pub(super) fn write(&self, out: &mut Vec<u8>) {

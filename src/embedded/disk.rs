@@ -196,8 +196,9 @@ impl LoggedStore {
         }
         let log = Log::create(file, files.opener.log_bytes(), opening.logged + 1)?;
         sync_names(&files.folder).map_err(redb::StorageError::Io)?;
-        let first = store.begin_write()?;
+        let mut first = store.begin_write()?;
         tables::set_log(&first, log.salt())?;
+        first.set_quick_repair(true);
         first.commit()?;
         let log = Mutex::new(log);
         Ok(Self { store, log })
@@ -470,6 +471,11 @@ impl Disk {
                 }
             }
         })
+    }
+
+    /// Whether it has to be opened again before anything can be read.
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(*self.store.read(), Store::Failed(_))
     }
 
     pub(super) fn close(&self) {

@@ -19,7 +19,7 @@ use redb::StorageBackend as _;
 use ring::digest;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use super::changes::Changes;
+use super::changes::{Changes, WRITTEN_MAX};
 use super::disk::StorageError;
 use super::files::Counted;
 use super::tables::number;
@@ -27,9 +27,6 @@ use super::tables::number;
 /// The name of the format, and the salt.
 const HEAD: usize = 16;
 const FORMAT: &[u8; 8] = b"fanwlog1";
-
-/// Longest record. What is longer goes into the store at once, which is better than twice.
-const RECORD_MAX: usize = 256 * 1024;
 
 /// Salt, number, length and checksum of a record.
 const RECORD_HEAD: usize = 28;
@@ -137,7 +134,7 @@ impl Log {
         self.record.resize(RECORD_HEAD, 0);
         changes.write(&mut self.record);
         let end = at + self.record.len() as u64;
-        if end > self.bytes || self.record.len() > RECORD_MAX {
+        if end > self.bytes || self.record.len() > WRITTEN_MAX {
             return Ok(None);
         }
         let (head, changes) = self.record.split_at_mut(RECORD_HEAD);
@@ -304,8 +301,12 @@ mod tests {
         place.log.restart();
         assert_eq!(place.log.append(&changes("one")).unwrap(), Some(1));
         let mut large = Changes::default();
-        large.note(1, b"key", None, Some(&vec![0; RECORD_MAX]));
+        large.note(1, b"key", None, Some(&vec![0; WRITTEN_MAX]));
         assert_eq!(place.log.append(&large).unwrap(), None);
+        let mut larger = Changes::default();
+        larger.note(1, b"key", None, Some(&vec![0; WRITTEN_MAX + 1]));
+        larger.note(1, b"other", None, Some(b"there"));
+        assert_eq!(place.log.append(&larger).unwrap(), None);
         assert_eq!(place.log.append(&changes(&"x".repeat(4096))).unwrap(), None);
         assert_eq!(place.log.append(&changes("two")).unwrap(), Some(2));
     }

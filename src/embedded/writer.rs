@@ -523,7 +523,13 @@ impl Writer {
         }
         while !group.is_empty() {
             match self.try_commit(&mut group, commits) {
-                Ok(()) => return self.answer(group, commits),
+                Ok(()) => {
+                    self.answer(group, commits);
+                    if self.parts.disk.has_failed() {
+                        self.recover();
+                    }
+                    return;
+                }
                 // Only this step is at fault: the others are committed without it.
                 Err((Some(at), error @ StorageError::Broken(_))) => {
                     tracing::error!(%error, "a step is refused");
