@@ -179,7 +179,7 @@ impl LoggedStore {
         }
         let path = files.log();
         let needs_log = opening.log != 0;
-        if needs_log && !path.exists() {
+        if needs_log && !files.opener.exists(&path) {
             return Err(StorageError::NoLog("is missing"));
         }
         let file = files.open(&path)?;

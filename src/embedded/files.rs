@@ -20,7 +20,12 @@ const LOG_BYTES: u64 = 8 * 1024 * 1024;
 
 /// Opens the store and the log, now and each time after the disk has failed.
 pub(super) trait Opener: Send + Sync {
+    /// Creates the file if it is missing.
     fn open(&self, path: &Path) -> Result<Box<dyn StorageBackend>, DatabaseError>;
+
+    fn exists(&self, path: &Path) -> bool {
+        path.exists()
+    }
 
     fn cache_bytes(&self) -> usize {
         CACHE_BYTES
