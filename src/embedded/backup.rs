@@ -16,7 +16,7 @@ use redb::{
 
 use super::damage::sheltered;
 use super::disk::{Disk, StorageError};
-use super::{EmbeddedBroker, tables};
+use super::{CACHE_BYTES, EmbeddedBroker, builder, tables};
 use crate::ports::{Backup, BackupError};
 
 /// Rows in one commit of the copy, so that a large store needs little memory.
@@ -38,7 +38,7 @@ impl Backup for EmbeddedBroker {
 /// way. Returns the number of its jobs. Blocks the thread.
 pub fn check_copy(file: &Path) -> Result<u64, BackupError> {
     let checked = sheltered(|| {
-        let mut copy = Database::open(file)?;
+        let mut copy = builder(CACHE_BYTES).open(file)?;
         if !copy.check_integrity()? {
             return Err(StorageError::broken("its checksums are wrong"));
         }
@@ -65,7 +65,7 @@ impl EmbeddedBroker {
 fn copy(from: &ReadTransaction, file: File) -> Result<(), StorageError> {
     let copy = Copy {
         from,
-        to: Database::builder().create_with_backend(FileBackend::new(file)?)?,
+        to: builder(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)?,
     };
     tables::copy_each(&copy)?;
     copy.check_complete()?;
@@ -177,7 +177,7 @@ mod tests {
             .unwrap();
         broker.copy_to(empty).unwrap();
         let original = rows(&broker.disk().begin_read().unwrap());
-        let copy = Database::open(&file).unwrap();
+        let copy = builder(CACHE_BYTES).open(&file).unwrap();
         assert_eq!(rows(&copy.begin_read().unwrap()), original);
         assert_eq!(original["claims"], 2 * ROWS as u64 + 1);
     }

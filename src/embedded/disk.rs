@@ -20,6 +20,7 @@ use redb::{Database, Durability, ReadTransaction, ReadableDatabase as _, Storage
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::builder;
 use super::changes;
 use super::damage::sheltered;
 use super::files::{Counted, Opener, private};
@@ -170,9 +171,8 @@ struct LoggedStore {
 
 impl LoggedStore {
     fn open(files: &Files) -> Result<Self, StorageError> {
-        let store = Database::builder()
-            .set_cache_size(files.opener.cache_bytes())
-            .create_with_backend(files.open(&files.store())?)?;
+        let store =
+            builder(files.opener.cache_bytes()).create_with_backend(files.open(&files.store())?)?;
         let opening = tables::opening(&store.begin_read()?)?;
         if opening.format > FORMAT {
             return Err(StorageError::Newer(opening.format));

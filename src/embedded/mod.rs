@@ -5,9 +5,9 @@
 //! [`Quotas`](crate::ports::Quotas), [`FrequencyCaps`](crate::ports::FrequencyCaps) and
 //! [`Nonces`](crate::ports::Nonces) in one folder, for one machine without RabbitMQ and Redis.
 //!
-//! - `disk`: the data folder, its lock and the store in it; `files`: how it opens them; `log`: the commits that the store has not
-//!   written yet, and `changes`: what they changed; `damage`: panics of the store; `tables`: every
-//!   table and record; `transaction`: how the writer changes them.
+//! - `disk`: the data folder, its lock and the store in it; `files`: how they are opened; `log`: the
+//!   commits that the store has not written yet, and `changes`: what they changed; `damage`: panics of
+//!   the store; `tables`: every table and record; `transaction`: how the writer changes them.
 //! - `writer`: the one thread that writes. A caller hands it a step and waits. Steps that wait at
 //!   the same time share one commit, which is synced to disk before any of them is answered.
 //! - `deliveries`: the messages that are handed out, to which consumer, and those that came back;
@@ -69,7 +69,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redb::ReadTransaction;
+use redb::{Database, ReadTransaction};
 use serde::Serialize;
 use tokio::sync::{broadcast, oneshot};
 
@@ -297,3 +297,14 @@ impl Inner {
 /// with three times as much, jobs of a million recipients were no faster. Half of it is for pages that
 /// are not written yet, and may never be, such as those of slices that are sent to meanwhile.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
+
+/// The settings of a store. Without a size, the cache of redb takes up to a GiB.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that sets the size"
+)]
+fn builder(cache_bytes: usize) -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(cache_bytes);
+    builder
+}

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use redb::backends::FileBackend;
-use redb::{BackendError, Database, DatabaseError, StorageBackend};
+use redb::{BackendError, DatabaseError, StorageBackend};
 use tokio::time::timeout;
 
 use super::transaction::Transaction;
@@ -797,7 +797,7 @@ async fn what_is_no_data_folder_is_refused_with_advice() {
     std::fs::remove_file(folder.0.join("fanwise.redb")).unwrap();
 
     folder.open().close().await;
-    let store = Database::open(store_of(&folder)).unwrap();
+    let store = builder(CACHE_BYTES).open(store_of(&folder)).unwrap();
     let newer = store.begin_write().unwrap();
     let mut meta = newer.open_table(tables::META).unwrap();
     // A version that knows no log opens what was closed in order.
@@ -1013,7 +1013,7 @@ async fn jobs_of_an_earlier_version_are_listed_by_their_outlines() {
     engine.store().accept(&tagged).await.unwrap();
     engine.close().await;
     // An opening of an earlier version, which forgets a job and accepts another one.
-    let database = Database::open(store_of(&folder)).unwrap();
+    let database = builder(CACHE_BYTES).open(store_of(&folder)).unwrap();
     let transaction = Transaction::new(database.begin_write().unwrap());
     {
         let mut tables = tables::Tables::new(&transaction);
