@@ -146,6 +146,22 @@ impl Place {
         serde_json::from_str(&finished.stdout).unwrap()
     }
 
+    /// Submits a text to these recipients.
+    async fn send(&self, key: &str, recipients: &[String]) {
+        let list = recipients.join("\n");
+        let arguments = [
+            "send",
+            "--client-msg-no",
+            key,
+            "--text",
+            "hello",
+            "--file",
+            "-",
+        ];
+        let sent = self.run(&arguments, list.as_bytes()).await;
+        assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    }
+
     pub(crate) async fn completed(&self, key: &str) -> Value {
         until("completion of the job", BOUND, async || {
             let finished = self.run(&["job", "show", key, "--json"], b"").await;
@@ -176,18 +192,8 @@ async fn serve_survives_sigkill_at_any_moment() {
     let mut process = place.serve().await;
     let good = users(4000);
     let bad: Vec<String> = (0..10).map(|number| format!("bad-{number}")).collect();
-    let list = [good.as_slice(), &bad].concat().join("\n");
-    let send = [
-        "send",
-        "--client-msg-no",
-        "k",
-        "--text",
-        "hello",
-        "--file",
-        "-",
-    ];
-    let sent = place.run(&send, list.as_bytes()).await;
-    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    let list = [good.as_slice(), &bad].concat();
+    place.send("k", &list).await;
     for share in [1, 2, 3] {
         until("progress", BOUND, async || {
             (place.mock.stats().accepted >= share * 1000).then_some(())
@@ -352,17 +358,7 @@ async fn serve_writes_few_bytes() {
         line.unwrap().parse().unwrap()
     };
     let send = async |key: &str, users: &[String]| {
-        let arguments = [
-            "send",
-            "--client-msg-no",
-            key,
-            "--text",
-            "hello",
-            "--file",
-            "-",
-        ];
-        let sent = place.run(&arguments, users.join("\n").as_bytes()).await;
-        assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+        place.send(key, users).await;
         place.completed(key).await;
     };
     // The first commits of a process go into the store.
@@ -807,17 +803,7 @@ async fn a_copy_made_during_a_broadcast_is_whole() {
     place.mock.patch_faults(&json!({"latency": "5ms"})).unwrap();
     let mut process = place.serve().await;
     let list = users(4000);
-    let send = [
-        "send",
-        "--client-msg-no",
-        "k",
-        "--text",
-        "hello",
-        "--file",
-        "-",
-    ];
-    let sent = place.run(&send, list.join("\n").as_bytes()).await;
-    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    place.send("k", &list).await;
     until("progress", BOUND, async || {
         (place.mock.stats().accepted >= 1000).then_some(())
     })
