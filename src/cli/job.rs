@@ -290,7 +290,7 @@ pub(super) async fn run(command: JobCommand, at: At) -> Result<Exit, Failure> {
             let found = access.job(id).await?;
             found.ok_or_else(|| unknown(&job.name, id))?;
             let mut interrupt = Interrupt::watch()?;
-            let record = progress::follow(&access, id, &mut interrupt).await?;
+            let record = progress::follow(&access, id, None, &mut interrupt).await?;
             show(&access, &job).await?;
             progress::hint(&record);
             Ok(progress::exit(&record.accounts, fail_on_dead))

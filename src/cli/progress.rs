@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::access::Access;
+use super::access::{Accepted, Access};
 use super::output::grouped;
 use crate::domain::accounts::Accounts;
 use crate::domain::ids::JobId;
 use crate::domain::printable::on_one_line;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::ports::{JobRecord, JobState};
+use crate::service::admission::conflicts;
 
 /// Time between two readings of the job.
 const LOOK: Duration = Duration::from_millis(200);
@@ -23,7 +24,7 @@ const LINE: Duration = Duration::from_secs(5);
 /// Period that the shown rate is an average of.
 const WINDOW: Duration = Duration::from_secs(3);
 
-/// How long a job may stay unknown before the command gives up.
+/// How long a job, or further recipients of it, may stay unknown before the command gives up.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Ctrl-C, from the moment this is made: it ends the command, which says how to go on.
@@ -48,14 +49,68 @@ impl Interrupt {
     }
 }
 
-/// Shows a job until it is completed. Ctrl-C ends the command and not the job.
+/// A submission that counts once a worker has taken it.
+pub(super) struct Awaited<'a> {
+    accepted: &'a Accepted,
+    /// The job as it was before.
+    before: Option<&'a JobRecord>,
+    is_known: Option<bool>,
+}
+
+impl<'a> Awaited<'a> {
+    pub(super) fn new(accepted: &'a Accepted, before: Option<&'a JobRecord>) -> Self {
+        Self {
+            accepted,
+            before,
+            is_known: None,
+        }
+    }
+
+    /// Asks whether the ledger knows the submission: a record that is read afterwards counts it then.
+    async fn ask(&mut self, access: &Access) -> Result<(), Failure> {
+        if self.is_known != Some(true) {
+            self.is_known = access.knows(self.accepted).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a record counts the submission.
+    fn is_in(&self, record: &JobRecord) -> bool {
+        let known_before = self.before.map_or(0, |before| before.submissions);
+        let is_known = self.is_known.unwrap_or(record.submissions > known_before);
+        is_known
+            && !self
+                .before
+                .is_some_and(|before| record.waits_to_reopen(before))
+    }
+
+    /// Fails if the key of the job stands for another message.
+    fn fits(&self, record: &JobRecord) -> Result<(), Failure> {
+        let digest = self.accepted.content_digest.as_deref();
+        match digest.is_some_and(|digest| conflicts(record, digest)) {
+            false => Ok(()),
+            true => Err(Failure::message(
+                Exit::BadInput,
+                format!(
+                    "conflict: {:?} is the key of another message, job {}; your message was rejected \
+                     and is in fanwise.rejected",
+                    record.client_msg_no, record.job
+                ),
+            )),
+        }
+    }
+}
+
+/// Shows a job until it is completed, with what was submitted to it, if anything was. Ctrl-C ends the
+/// command and not the job.
 pub(super) async fn follow(
     access: &Access,
     job: JobId,
+    awaited: Option<Awaited<'_>>,
     interrupt: &mut Interrupt,
 ) -> Result<JobRecord, Failure> {
     let mut view = View::new(true);
-    let completed = completed(access, job, &mut view);
+    let completed = completed(access, job, awaited, &mut view);
     let completed = interrupt.or(completed, || goes_on(job)).await;
     view.end();
     completed
@@ -69,12 +124,17 @@ pub(super) fn goes_on(job: JobId) -> String {
     )
 }
 
-async fn completed(access: &Access, job: JobId, view: &mut View) -> Result<JobRecord, Failure> {
+async fn completed(
+    access: &Access,
+    job: JobId,
+    mut awaited: Option<Awaited<'_>>,
+    view: &mut View,
+) -> Result<JobRecord, Failure> {
     let started = Instant::now();
     let mut settled = None;
     loop {
-        match access.job(job).await? {
-            Some(record) => {
+        match taken(access, job, awaited.as_mut()).await? {
+            Ok(record) => {
                 let now = Some(record.accounts.settled());
                 let stands = now == settled;
                 settled = now;
@@ -83,20 +143,43 @@ async fn completed(access: &Access, job: JobId, view: &mut View) -> Result<JobRe
                     return Ok(record);
                 }
             }
-            None if started.elapsed() > ACCEPT_PATIENCE => {
-                return Err(Failure::message(
-                    Exit::Temporary,
-                    format!(
-                        "job {job} is not known after {}s: is a worker running (fanwise doctor), or was \
-                         the message rejected (queue fanwise.rejected)?",
-                        ACCEPT_PATIENCE.as_secs()
-                    ),
-                ));
-            }
-            None => {}
+            Err(lack) if started.elapsed() > ACCEPT_PATIENCE => return Err(not_taken(job, lack)),
+            Err(_) => {}
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// A job with what was submitted to it, or what it lacks until a worker has taken that.
+async fn taken(
+    access: &Access,
+    job: JobId,
+    mut awaited: Option<&mut Awaited<'_>>,
+) -> Result<Result<JobRecord, &'static str>, Failure> {
+    if let Some(awaited) = &mut awaited {
+        awaited.ask(access).await?;
+    }
+    let Some(record) = access.job(job).await? else {
+        return Ok(Err("is not known"));
+    };
+    if let Some(awaited) = awaited {
+        awaited.fits(&record)?;
+        if record.state == JobState::Completed && !awaited.is_in(&record) {
+            return Ok(Err("is completed, but without this submission,"));
+        }
+    }
+    Ok(Ok(record))
+}
+
+fn not_taken(job: JobId, lack: &str) -> Failure {
+    Failure::message(
+        Exit::Temporary,
+        format!(
+            "job {job} {lack} after {}s: is a worker running (fanwise doctor), or was the message rejected \
+             (queue fanwise.rejected)?",
+            ACCEPT_PATIENCE.as_secs()
+        ),
+    )
 }
 
 /// Why a job makes no progress; empty if it makes some.

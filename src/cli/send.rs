@@ -8,7 +8,6 @@ mod dry_run;
 mod messages;
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use clap::Args;
 use fanwise_client::Retry;
@@ -19,12 +18,11 @@ use self::dry_run::dry_run;
 use self::messages::Messages;
 use super::access::{Accepted, Access};
 use super::at::{At, ServerArgs};
-use super::progress::Interrupt;
+use super::progress::{Awaited, Interrupt};
 use super::recipients::ListFormat;
 use super::{output, progress, when};
 use crate::exit::{Exit, Failure};
-use crate::ports::{JobRecord, JobState};
-use crate::service::admission::conflicts;
+use crate::ports::JobRecord;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -244,7 +242,7 @@ pub(super) async fn run(args: SendArgs, at: At) -> Result<Exit, Failure> {
     let audience = audience(recipients);
     if args.wait {
         tracing::info!("accepted: job {id} for {audience}");
-        return wait(&args, &access, &job, &accepted, before, &mut interrupt).await;
+        return wait(&args, &access, &accepted, before.as_ref(), &mut interrupt).await;
     }
     let what = json!({"job": id, "recipients": recipients, "accepted": true});
     report(&args, &what, || {
@@ -293,34 +291,17 @@ fn name_and_text(argument: &str) -> Result<(String, String), String> {
     }
 }
 
-/// How long a job that was completed before may still look completed after it was sent again.
-const EXTENSION_PATIENCE: Duration = Duration::from_secs(3);
-
+/// Waits for what was submitted to a job that was like `before`, if it was known.
 async fn wait(
     args: &SendArgs,
     access: &Access,
-    job: &Messages,
     accepted: &Accepted,
-    before: Option<JobRecord>,
+    before: Option<&JobRecord>,
     interrupt: &mut Interrupt,
 ) -> Result<Exit, Failure> {
     let id = accepted.submitted.job;
-    if let Some(before) = before.filter(|before| before.state == JobState::Completed) {
-        let extended = extended(access, &before);
-        interrupt.or(extended, || progress::goes_on(id)).await?;
-    }
-    let record = progress::follow(access, id, interrupt).await?;
-    let digest = accepted.content_digest.as_deref();
-    if digest.is_some_and(|digest| conflicts(&record, digest)) {
-        return Err(Failure::message(
-            Exit::BadInput,
-            format!(
-                "conflict: {:?} is the key of another message, job {}; your message was rejected and \
-                 is in fanwise.rejected",
-                job.client_msg_no, id
-            ),
-        ));
-    }
+    let awaited = Awaited::new(accepted, before);
+    let record = progress::follow(access, id, Some(awaited), interrupt).await?;
     report(args, &record, || {
         format!(
             "job {id} completed: {}",
@@ -329,20 +310,6 @@ async fn wait(
     })?;
     progress::hint(&record);
     Ok(progress::exit(&record.accounts, args.fail_on_dead))
-}
-
-/// Waits until a job that was completed before runs again. Without further recipients, it stays
-/// completed.
-async fn extended(access: &Access, before: &JobRecord) -> Result<(), Failure> {
-    let deadline = Instant::now() + EXTENSION_PATIENCE;
-    while Instant::now() < deadline
-        && access.job(before.job).await?.is_some_and(|now| {
-            (now.submissions, now.reopened) == (before.submissions, before.reopened)
-        })
-    {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
 }
 
 /// What to do after Ctrl-C, if it is not known whether the job was accepted.

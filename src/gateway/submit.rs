@@ -67,21 +67,21 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     // Checked before a body of megabytes is taken in that could not be passed on.
     let open = gateway.open()?;
     let (draft, checked) = Draft::receive(&gateway, &caller, request, &wishes).await?;
-    let before = agree(&*gateway, &checked.job).await?;
-    let known = before.is_some() && gateway.knows(&checked).await?;
+    let before = match agree(&*gateway, &checked.job).await? {
+        Some(_) => gateway.known(&checked).await?,
+        None => None,
+    };
+    let known = before.is_some();
     if let Some(problem) = checked.job.too_late.clone().filter(|_| !known) {
         return Err(Refusal::BadJob(vec![problem]));
     }
-    let settled = before
-        .as_ref()
-        .is_some_and(|record| record.state == JobState::Completed);
     // A job for all users may reach users that were not there before.
-    let repeated = known && settled && !checked.job.for_all;
+    let repeated = before.as_ref().is_some_and(JobRecord::is_over) && !checked.job.for_all;
     if wishes.dry_run {
         let (preview, estimate) = gateway.rehearse(&caller, &draft, &checked).await?;
         let answer = SubmitAnswer {
             status: StatusCode::OK,
-            standing: before.as_ref().filter(|_| known).map(JobStanding::from),
+            standing: before.as_ref().map(JobStanding::from),
             waited: None,
             preview,
             estimate,
@@ -104,7 +104,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
         } else {
             StatusCode::ACCEPTED
         },
-        standing: before.as_ref().filter(|_| known).map(JobStanding::from),
+        standing: before.as_ref().map(JobStanding::from),
         waited: None,
         preview: Vec::new(),
         estimate: None,
@@ -112,7 +112,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     if let Some(wait) = wishes.wait {
         let wait = wait.min(gateway.wait_max);
         answer.waited = Some(wait);
-        if let Some(record) = gateway.settled(&checked, wait).await? {
+        if let Some(record) = gateway.settled(&checked, before.as_ref(), wait).await? {
             answer.standing = Some(JobStanding::from(&record));
             if record.state == JobState::Completed {
                 answer.status = StatusCode::OK;
@@ -238,6 +238,15 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
         let _ = self.context.try_step(LedgerStep::Accept, enter).await;
     }
 
+    /// The record of a job whose submissions are all known. It is read after they are, so that it
+    /// counts their recipients.
+    async fn known(&self, job: &Checked) -> Result<Option<JobRecord>, Refusal> {
+        match self.knows(job).await? {
+            true => self.look(job.job.id).await,
+            false => Ok(None),
+        }
+    }
+
     /// Whether all submissions of the job are known.
     async fn knows(&self, job: &Checked) -> Result<bool, Refusal> {
         let knows = self.context.store.knows(job.job.id, &job.submissions);
@@ -326,18 +335,27 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
         }
     }
 
-    /// Waits until an accepted job is completed; returns what is known of it when the time is over.
-    async fn settled(&self, job: &Checked, wait: Duration) -> Result<Option<JobRecord>, Refusal> {
+    /// Waits until an accepted job, which was like `before` if it was known, is completed; returns
+    /// what is known of it when the time is over.
+    async fn settled(
+        &self,
+        job: &Checked,
+        before: Option<&JobRecord>,
+        wait: Duration,
+    ) -> Result<Option<JobRecord>, Refusal> {
         let deadline = Instant::now() + wait;
         let (mut pause, pause_max) = LOOK_AFTER;
-        let mut seen = None;
+        let (mut known, mut seen) = (false, None);
         loop {
+            // Asked before the record is read: then the record counts their recipients.
+            known = known || self.knows(job).await.unwrap_or(false);
             // An error does not matter: the job is accepted.
             if let Ok(Some(record)) = self.look(job.job.id).await {
                 if conflicts(&record, &job.job.content_digest) {
                     return Err(Refusal::Conflict(job.job.id));
                 }
-                if record.state == JobState::Completed && self.knows(job).await.unwrap_or(false) {
+                let taken = known && !before.is_some_and(|before| record.waits_to_reopen(before));
+                if taken && record.state == JobState::Completed {
                     return Ok(Some(record));
                 }
                 seen = Some(record);

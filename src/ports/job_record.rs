@@ -222,6 +222,19 @@ impl JobRecord {
         self.lost > 0 && !self.rebuilt && self.went_back_at_ms.is_none()
     }
 
+    /// Whether the job is completed, and has nobody to send to if it is submitted again as it was.
+    pub fn is_over(&self) -> bool {
+        self.state == JobState::Completed && !self.lost_are_unsent()
+    }
+
+    /// Whether the job was submitted again for its lost recipients when it was like `before`, and no
+    /// worker has taken it since.
+    pub fn waits_to_reopen(&self, before: &Self) -> bool {
+        before.state == JobState::Completed
+            && before.lost_are_unsent()
+            && self.reopened == before.reopened
+    }
+
     /// The last time that the job was accepted, made progress or was reported as waiting.
     pub fn heard_at_ms(&self) -> u64 {
         let later = self.progress_at_ms.max(self.waited_at_ms);

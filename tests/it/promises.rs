@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use fanwise_mock_im::{MockIm, Settings, Version};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::process::run_fanwise;
+use crate::support::process::{Process, fanwise, run_fanwise};
 use crate::support::relay::Relay;
 use crate::support::servers::{PrivateRedis, amqp_url};
 use crate::support::wait::until;
@@ -781,6 +781,7 @@ async fn poison_and_conflict_are_rejected_unharmed() {
         reasons.contains("conflict") && reasons.contains(&job),
         "{reasons}"
     );
+    until_counted(&worker, "fanwise_jobs_total{result=\"conflict\"}", 1.0).await;
     let metrics = worker.metrics().await;
     assert_eq!(metrics["fanwise_jobs_total{result=\"rejected\"}"], 3.0);
     assert_eq!(metrics["fanwise_jobs_total{result=\"conflict\"}"], 1.0);
@@ -912,6 +913,51 @@ async fn a_dead_letter_that_the_ledger_contradicts_is_not_believed() {
 
 /// A job that the workers cannot read does not stay `accepted`: it is among the rejected messages,
 /// and its record says so.
+/// A completed job says nothing of the recipients that were submitted after its end. Whoever waits for
+/// them waits until a worker has taken them, however late that is.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_for_further_recipients_is_not_told_of_the_others() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("further").await;
+    let gateway = world.gateway(&[]).await;
+    let server = format!("http://127.0.0.1:{}", gateway.port);
+    let ways = [
+        ("direct", vec![("FANWISE_CONFIG", world.config())]),
+        ("served", vec![("FANWISE_SERVER", server.as_str())]),
+    ];
+    let worker = world.worker().await;
+    for (key, _) in &ways {
+        world.send(key, &users(2), &["--wait"]).await;
+    }
+    worker.drain().await;
+
+    let mut waiting = Vec::new();
+    for (key, variables) in &ways {
+        let send = ["send", "--client-msg-no", key, "--text", "hello", "--json"];
+        let arguments = [&send[..], &["--wait", "late"]].concat();
+        let mut process = fanwise(&arguments, variables);
+        process.until_prints("accepted: job", BOUND).await;
+        waiting.push(process);
+    }
+    let ended = until("the end of a command", BOUND, async || {
+        let ended = |process: &mut Process| !process.is_running();
+        waiting.iter_mut().any(ended).then_some(())
+    });
+    let ended = tokio::time::timeout(Duration::from_secs(5), ended).await;
+    assert!(ended.is_err(), "a command did not wait for a worker");
+
+    let worker = world.worker().await;
+    for process in waiting {
+        let finished = process.finish(BOUND).await;
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        let record: Value = serde_json::from_str(&finished.stdout).unwrap();
+        assert_eq!(record["accounts"]["sent"], 3, "{record}");
+    }
+    worker.drain().await;
+    gateway.end().await;
+    world.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_no_worker_can_read_does_not_stay_accepted() {
     let Some(plan) = Plan::shared() else { return };

@@ -29,7 +29,7 @@ use crate::support::world::{BOUND, Plan, World, free_port, users};
 /// An HTTP answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    status: u16,
+    pub(crate) status: u16,
     headers: BTreeMap<String, String>,
     body: String,
 }
@@ -99,16 +99,18 @@ fn spec(key: &str) -> String {
     json!({"v": 1, "client_msg_no": key, "message": {"type": "text", "text": "hello"}}).to_string()
 }
 
-fn job(key: &str, text: &str, users: &[&str]) -> String {
+pub(crate) fn job(key: &str, text: &str, users: &[&str]) -> String {
     json!({"v": 1, "client_msg_no": key, "audience": {"users": users},
            "message": {"type": "text", "text": text}})
     .to_string()
 }
 
-const JSON: (&str, &str) = ("Content-Type", "application/json");
+pub(crate) const JSON: (&str, &str) = ("Content-Type", "application/json");
+/// So many that some fall between the two questions of a wait.
+const FURTHER_SUBMISSIONS: u64 = 300;
 const NDJSON: (&str, &str) = ("Content-Type", "application/x-ndjson");
 
-async fn post(port: u16, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+pub(crate) async fn post(port: u16, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     ask(port, "POST", "/v1/jobs", headers, body).await
 }
 
@@ -506,6 +508,28 @@ async fn the_same_key_is_the_same_job() {
         .status,
         404
     );
+}
+
+/// A job that was completed before is completed again only when the further recipients are counted,
+/// however the waiting and the intake of the job meet.
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_for_further_recipients_counts_them() {
+    let place = Place::new("upload-further", "").await;
+    let _process = place.serve().await;
+    for number in 1..=FURTHER_SUBMISSIONS {
+        let more = job("grows", "hello", &[&format!("u{number}")]);
+        let more = post(place.port, &[JSON, ("Prefer", "wait=20")], more.as_bytes()).await;
+        let standing = &more.json()["standing"];
+        assert_eq!(
+            (
+                more.status,
+                &standing["accounts"]["sent"],
+                &standing["pending"]
+            ),
+            (200, &json!(number), &json!(0)),
+            "{more:?}"
+        );
+    }
 }
 
 /// The answer arrives after the given time with the accounts so far, if the job is not completed

@@ -38,6 +38,8 @@ pub(in crate::cli) struct Accepted {
     pub(in crate::cli) submitted: Submitted,
     /// What the job says. Unknown through a server, which refuses a conflict itself.
     pub(in crate::cli) content_digest: Option<String>,
+    /// The names of its messages in the ledger. A server keeps them to itself.
+    submissions: Vec<String>,
 }
 
 impl Access {
@@ -74,9 +76,23 @@ impl Access {
                 Ok(Accepted {
                     submitted: submitted.await?,
                     content_digest: None,
+                    submissions: Vec::new(),
                 })
             }
             Self::Direct(direct) => direct.submit(job, traceparent, retry).await,
+        }
+    }
+
+    /// Whether the ledger knows all messages that were submitted. `None` through a server that did
+    /// not know them when it answered: it does not say when it does.
+    pub(in crate::cli) async fn knows(&self, accepted: &Accepted) -> Result<Option<bool>, Failure> {
+        let submitted = &accepted.submitted;
+        match self {
+            Self::Server(_) => Ok(submitted.standing.as_ref().map(|_| true)),
+            Self::Direct(direct) => {
+                let knows = direct.ledger()?.knows(submitted.job, &accepted.submissions);
+                knows.await.map(Some).or_exit(Exit::Unavailable)
+            }
         }
     }
 
@@ -111,6 +127,8 @@ struct Checked {
     too_late: Option<Problem>,
     /// List entries of all messages.
     entries: u64,
+    /// The names of the messages in the ledger.
+    submissions: Vec<String>,
     /// What the job goes on without.
     warnings: Vec<String>,
     /// What the app needs permission for.
@@ -153,6 +171,7 @@ impl Direct {
             match &mut checked {
                 Some(checked) => {
                     checked.entries += job.recipients;
+                    checked.submissions.push(job.submission);
                     checked.asked.lists.extend(job.asked.lists);
                 }
                 None => {
@@ -164,6 +183,7 @@ impl Direct {
                         priority: job.priority,
                         content_digest: job.content_digest,
                         entries: job.recipients,
+                        submissions: vec![job.submission],
                         warnings: job.warnings,
                         asked: job.asked,
                     });
@@ -222,7 +242,7 @@ impl Direct {
     ) -> Result<Accepted, Failure> {
         let checked = self.check(job)?;
         if let Some(late) = &checked.too_late
-            && !self.knows(checked.id).await?
+            && !self.knows_job(checked.id).await?
         {
             return Err(Failure::message(Exit::BadInput, late.to_string()));
         }
@@ -243,6 +263,7 @@ impl Direct {
         }
         Ok(Accepted {
             content_digest: Some(checked.content_digest.clone()),
+            submissions: checked.submissions.clone(),
             submitted: checked.submitted(job.bodies.len()),
         })
     }
@@ -263,7 +284,7 @@ impl Direct {
         })
     }
 
-    async fn knows(&self, job: JobId) -> Result<bool, Failure> {
+    async fn knows_job(&self, job: JobId) -> Result<bool, Failure> {
         match self.ledger {
             None => Ok(false),
             Some(_) => Ok(self.job(job).await?.is_some()),

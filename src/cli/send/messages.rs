@@ -28,7 +28,6 @@ pub(super) struct Messages {
     pub(super) submission: Submission,
     /// `None` if it has no key; then it is refused.
     pub(super) id: Option<JobId>,
-    pub(super) client_msg_no: String,
     pub(super) app: String,
     pub(super) target: Option<String>,
 }
@@ -44,7 +43,6 @@ impl Messages {
                 for_all: audience.get("all").is_some_and(|all| all.get() == "true"),
             },
             id: key.as_deref().map(|key| JobId::of(&app, key)),
-            client_msg_no: key.unwrap_or_default(),
             app,
             target: text(fields, "target"),
         })
