@@ -193,6 +193,9 @@ pub struct JobView {
     pub accounts: Accounts,
     /// Recipients without an outcome.
     pub pending: u64,
+    /// Lists of the job that workers have taken.
+    #[serde(default)]
+    pub submissions: u64,
     /// RFC 3339 times in UTC.
     pub accepted_at: String,
     #[serde(default)]

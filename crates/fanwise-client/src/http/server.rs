@@ -195,7 +195,8 @@ impl Server {
         }
     }
 
-    /// Waits until a job is completed, however long that takes.
+    /// Waits until a job is completed, however long that takes. A completed job that was just given
+    /// further recipients is completed until a worker takes them; [`JobView::submissions`] rises then.
     pub async fn wait(&self, job: JobId) -> Result<JobView, Error> {
         let mut pause = LOOK;
         loop {
