@@ -60,6 +60,8 @@ mod wake;
 mod writer;
 
 #[cfg(test)]
+mod disk_tests;
+#[cfg(test)]
 mod power_tests;
 #[cfg(test)]
 mod tests;
