@@ -92,8 +92,8 @@ impl<'a> Awaited<'a> {
             true => Err(Failure::message(
                 Exit::BadInput,
                 format!(
-                    "conflict: {:?} is the key of another message, job {}; your message was rejected \
-                     and is in fanwise.rejected",
+                    "conflict: {:?} is the key of another message, job {}; a worker rejects yours, and \
+                     puts it into fanwise.rejected",
                     record.client_msg_no, record.job
                 ),
             )),
