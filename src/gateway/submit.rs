@@ -336,7 +336,7 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
     }
 
     /// Waits until an accepted job, which was like `before` if it was known, is completed; returns
-    /// what is known of it when the time is over.
+    /// what is known of it when the time is over. The end of an earlier submission is not its end.
     async fn settled(
         &self,
         job: &Checked,
@@ -355,10 +355,11 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
                     return Err(Refusal::Conflict(job.job.id));
                 }
                 let taken = known && !before.is_some_and(|before| record.waits_to_reopen(before));
-                if taken && record.state == JobState::Completed {
-                    return Ok(Some(record));
+                match record.state {
+                    JobState::Completed if taken => return Ok(Some(record)),
+                    JobState::Completed => {}
+                    JobState::Accepted | JobState::Running => seen = Some(record),
                 }
-                seen = Some(record);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || self.stop.is_cancelled() {

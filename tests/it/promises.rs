@@ -11,6 +11,7 @@ use crate::support::relay::Relay;
 use crate::support::servers::{PrivateRedis, amqp_url};
 use crate::support::wait::until;
 use crate::support::world::{BOUND, Plan, Worker, World, free_port, milliseconds, users};
+use crate::upload::{JSON, job, post};
 
 /// Waits until the mock has accepted this many messages.
 async fn until_accepted(world: &World, count: usize) {
@@ -929,7 +930,13 @@ async fn whoever_waits_for_further_recipients_is_not_told_of_the_others() {
     for (key, _) in &ways {
         world.send(key, &users(2), &["--wait"]).await;
     }
+    world.send("asked", &users(2), &["--wait"]).await;
     worker.drain().await;
+
+    let late = job("asked", "hello", &["late"]);
+    let answer = post(gateway.port, &[JSON, ("Prefer", "wait=1")], late.as_bytes()).await;
+    assert_eq!(answer.status, 202, "{answer:?}");
+    assert!(answer.json()["standing"].is_null(), "{answer:?}");
 
     let mut waiting = Vec::new();
     for (key, variables) in &ways {
