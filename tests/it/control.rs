@@ -521,18 +521,7 @@ async fn serve_pauses_resumes_and_cancels() {
         .unwrap();
     let mut process = place.serve().await;
     let recipients = users(12_000);
-    let list = recipients.join("\n");
-    let send = [
-        "send",
-        "--client-msg-no",
-        "k",
-        "--text",
-        "hello",
-        "--file",
-        "-",
-    ];
-    let sent = place.run(&send, list.as_bytes()).await;
-    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    place.send("k", &recipients, &[]).await;
     until_accepted(&place.mock, 1000).await;
     place
         .json(&["job", "pause", "k", "--author", "ana", "--reason", "typo"])

@@ -15,7 +15,7 @@ use crate::support::mock;
 use crate::support::process::{Finished, Process, fanwise, run_fanwise};
 use crate::support::scratch::Scratch;
 use crate::support::wait::until;
-use crate::support::world::{BOUND, free_port, users};
+use crate::support::world::{BOUND, free_port, send_text, users};
 
 /// A data folder, a mock, and the addresses of one `fanwise serve`.
 pub(crate) struct Place {
@@ -147,18 +147,9 @@ impl Place {
     }
 
     /// Submits a text to these recipients.
-    async fn send(&self, key: &str, recipients: &[String]) {
+    pub(crate) async fn send(&self, key: &str, recipients: &[String], more: &[&str]) {
         let list = recipients.join("\n");
-        let arguments = [
-            "send",
-            "--client-msg-no",
-            key,
-            "--text",
-            "hello",
-            "--file",
-            "-",
-        ];
-        let sent = self.run(&arguments, list.as_bytes()).await;
+        let sent = self.run(&send_text(key, more), list.as_bytes()).await;
         assert_eq!(sent.code, Some(0), "{}", sent.stderr);
     }
 
@@ -193,7 +184,7 @@ async fn serve_survives_sigkill_at_any_moment() {
     let good = users(4000);
     let bad: Vec<String> = (0..10).map(|number| format!("bad-{number}")).collect();
     let list = [good.as_slice(), &bad].concat();
-    place.send("k", &list).await;
+    place.send("k", &list, &[]).await;
     for share in [1, 2, 3] {
         until("progress", BOUND, async || {
             (place.mock.stats().accepted >= share * 1000).then_some(())
@@ -358,7 +349,7 @@ async fn serve_writes_few_bytes() {
         line.unwrap().parse().unwrap()
     };
     let send = async |key: &str, users: &[String]| {
-        place.send(key, users).await;
+        place.send(key, users, &[]).await;
         place.completed(key).await;
     };
     // The first commits of a process go into the store.
@@ -803,7 +794,7 @@ async fn a_copy_made_during_a_broadcast_is_whole() {
     place.mock.patch_faults(&json!({"latency": "5ms"})).unwrap();
     let mut process = place.serve().await;
     let list = users(4000);
-    place.send("k", &list).await;
+    place.send("k", &list, &[]).await;
     until("progress", BOUND, async || {
         (place.mock.stats().accepted >= 1000).then_some(())
     })

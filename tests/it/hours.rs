@@ -408,20 +408,9 @@ async fn the_pace_of_a_job_is_moved_while_it_waits_and_runs() {
 async fn a_pace_is_moved_over_http() {
     let place = Place::new("pace-moved").await;
     let _process = place.serve().await;
-    let list = users(200).join("\n");
-    let send = [
-        "send",
-        "--client-msg-no",
-        "paced",
-        "--text",
-        "hi",
-        "--file",
-        "-",
-        "--pace-until",
-        "2h",
-    ];
-    let sent = place.run(&send, list.as_bytes()).await;
-    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    place
+        .send("paced", &users(200), &["--pace-until", "2h"])
+        .await;
     let job = until("the job", BOUND, async || {
         let shown = place.run(&["job", "show", "paced", "--json"], b"").await;
         let record: serde_json::Value = serde_json::from_str(&shown.stdout).ok()?;

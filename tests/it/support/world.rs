@@ -246,20 +246,7 @@ impl World {
     /// Submits a text to these recipients; returns the job id.
     pub(crate) async fn send(&self, key: &str, recipients: &[String], more: &[&str]) -> String {
         let list = recipients.join("\n");
-        let arguments = [
-            &[
-                "send",
-                "--client-msg-no",
-                key,
-                "--text",
-                "hello",
-                "--file",
-                "-",
-                "--json",
-            ],
-            more,
-        ]
-        .concat();
+        let arguments = send_text(key, &[&["--json"], more].concat());
         let finished = self.run_with_input(&arguments, list.as_bytes()).await;
         // 1: some recipients that the command waited for did not get it.
         assert!(matches!(finished.code, Some(0 | 1)), "{}", finished.stderr);
@@ -405,6 +392,14 @@ impl Worker {
         let status = self.process.wait(Duration::from_secs(30)).await;
         assert_eq!(status.code(), Some(0), "{}", self.process.stderr());
     }
+}
+
+/// The command that submits a text to the recipients on its standard input.
+pub(crate) fn send_text<'a>(key: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut arguments = vec!["send", "--client-msg-no", key, "--text", "hello"];
+    arguments.extend(["--file", "-"]);
+    arguments.extend(more);
+    arguments
 }
 
 /// A gateway process with its ports.
